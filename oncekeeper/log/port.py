@@ -1,0 +1,118 @@
+"""The task log: a durable, partitioned log of tasks, and the port that every log implements.
+
+A partition is a sequence of *offsets*, one a task, never reused. Tasks that were submitted together rest and
+travel as one ``TaskBatch`` over consecutive offsets. A node reads batches, and moves the *committed position*
+of a partition forward: the lowest offset that is neither terminal nor durably handed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import msgspec
+
+from dedup.ids import Ids, TaskId
+from oncekeeper.envelope import TaskBatch
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """Where a batch came to rest: offsets base .. base + count - 1 of a partition."""
+
+    partition: int
+    base: int
+    count: int
+
+
+class Fetched(msgspec.Struct, frozen=True):
+    """A batch as read: its tasks have the offsets base .. base + len(batch) - 1."""
+
+    partition: int
+    base: int
+    batch: TaskBatch
+
+
+class Undecodable(msgspec.Struct, frozen=True):
+    """Offsets whose content is no task message. The node gives it to dead letters and moves on."""
+
+    partition: int
+    base: int
+    count: int
+    raw: bytes
+    reason: str
+
+
+class Aside(msgspec.Struct, frozen=True):
+    """A task put aside, out of the way of its partition: a dead letter, or a suspect that waits for a human."""
+
+    kind: str  # "dead" or "suspect"
+    id: TaskId
+    message: bytes  # the task message (JSON), or the raw bytes of what could not be decoded
+    reason: str
+    at_ms: int  # epoch
+
+
+class Located(msgspec.Struct, frozen=True):
+    """Where a task stands in the log, with its message as a single task."""
+
+    partition: int
+    offset: int
+    batch: TaskBatch  # of length 1
+
+
+class Unsent(Exception):
+    """The append failed, and surely nothing of it was stored."""
+
+
+class UnknownAppend(Exception):
+    """The append may or may not have been stored. Appending the same ids again is safe."""
+
+
+@runtime_checkable
+class TaskLog(Protocol):
+    """Not safe for threads: each thread opens its own."""
+
+    @property
+    def partitions(self) -> int: ...
+
+    def append(self, batches: Sequence[TaskBatch]) -> list[Appended]:
+        """Store batches durably, all or none, before returning. Raises Unsent or UnknownAppend."""
+        ...
+
+    def read(self, partition: int, offset: int, tasks_max: int, bytes_max: int) -> list[Fetched | Undecodable]:
+        """What stands from ``offset`` on, whole batches cut to start at ``offset``; at least one if any is there."""
+        ...
+
+    def ends(self) -> dict[int, int]:
+        """Per partition the next offset to be given out."""
+        ...
+
+    def committed(self) -> dict[int, int]:
+        """Per partition the committed position (0 where none was)."""
+        ...
+
+    def commit(self, positions: Mapping[int, int]) -> None:
+        """Move committed positions forward, durably. A lower one than stands is ignored: they never go back."""
+        ...
+
+    def find(self, task_id: TaskId) -> list[Located]:
+        """Every place where the id stands (an id submitted twice stands twice)."""
+        ...
+
+    def put_aside(self, tasks: Sequence[Aside]) -> None:
+        """Store durably, by (kind, id); storing again replaces."""
+        ...
+
+    def aside(self, kind: str, after: int, limit: int) -> list[tuple[int, Aside]]:
+        """A page of what was put aside, each with its place; the next page is ``after`` the last place."""
+        ...
+
+    def find_aside(self, ids: Ids) -> list[Aside]: ...
+
+    def drop_aside(self, kind: str, ids: Ids) -> None: ...
+
+    def retain(self, keep_ms: int, now_ms: int) -> int:
+        """Delete what lies below the committed positions and is older than keep_ms; how many tasks that were."""
+        ...
+
+    def close(self) -> None: ...

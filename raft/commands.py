@@ -1,0 +1,323 @@
+"""The words of the ledger: commands in, answers and events out.
+
+Everything here is frozen data. Commands travel in batches inside a ``Proposal``; the codec (raft/codec.py) turns
+a proposal into versioned bytes. Answers run parallel to commands; what concerns many ids is run-length encoded
+as ``Span``s over the order of ``Ids`` (dedup/ids.py), so that a batch of neighbours costs a few operations.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+from dedup.ids import Ids
+
+
+class Outcome(IntEnum):
+    """What the ledger says of one id. Values are part of the format: never renumber."""
+
+    GRANTED = 1  # fence = the claim's fence; detail = the attempt to run, from 1
+    EXECUTED = 2  # closed for good
+    HELD = 3  # a live session has it; detail = that session
+    SUSPECT = 4  # fence = the lost claim's fence
+    CANCELLED = 5
+    DEAD = 6
+    STALE = 7  # the claim names an attempt other than the next; detail = the next attempt
+    EARLY = 8  # a retry that is not due; detail = milliseconds of ledger time until it is
+    UNALLOCATED = 9  # a range id outside every allocated range
+    LAPSED = 10  # the session is not live (a settle: what it said became testimony)
+    FENCED = 11  # a settle, testimony or ruling names another fence than the ledger holds
+    SETTLED = 12  # the settle, testimony or ruling was taken
+    NEW = 13  # never claimed (answers of reads only), or: nothing there to act on
+    BUSY = 14  # a cancel or revive came while a claim is open or a suspect is unresolved
+
+
+class Result(IntEnum):
+    """How a claim is closed by its holder."""
+
+    DONE = 1
+    RETRY = 2  # another attempt is allowed after delay_ms of ledger time
+    DEAD = 3  # given up: dead letter
+    DOUBT = 4  # the holder lives but cannot tell (its worker process died in the effect): a suspect
+    RELEASED = 5  # never started: given back, the attempt does not count
+
+
+class Fact(IntEnum):
+    """What a holder's work journal says of a claim."""
+
+    NEVER_STARTED = 1
+    STARTED = 2
+    FINISHED = 3
+    FAILED = 4  # the handler raised: it ended, and did not take effect by its own account
+
+
+class Verdict(IntEnum):
+    """What closes a suspect."""
+
+    EXECUTED = 1
+    NOT_EXECUTED = 2
+    HELD = 3  # stays a suspect, for a human
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """The same answer for ``count`` ids in a row."""
+
+    count: int
+    outcome: Outcome
+    fence: int = 0
+    detail: int = 0
+
+
+# --- commands -------------------------------------------------------------------------------------------------
+
+
+class Join(msgspec.Struct, frozen=True, array_like=True, tag="J"):
+    """Open a session for this incarnation of a node; an older incarnation's session is closed."""
+
+    node: str
+    incarnation: int  # grows with every start of the node
+    timeout_ms: int  # ledger time without a heartbeat after which the session lapses
+    consumes: bool = True  # whether the node takes part in the ownership of partitions
+    http: str = ""  # where peers reach its HTTP API
+
+
+class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag="H"):
+    session: int
+
+
+class Leave(msgspec.Struct, frozen=True, array_like=True, tag="L"):
+    session: int
+
+
+class Advance(msgspec.Struct, frozen=True, array_like=True, tag="A"):
+    """The only clock. The leader adds its own monotonic elapsed time; the ledger caps a step."""
+
+    timekeeper: str
+    elapsed_ms: int
+
+
+class AllocateIds(msgspec.Struct, frozen=True, array_like=True, tag="I"):
+    count: int
+
+
+class Claim(msgspec.Struct, frozen=True, array_like=True, tag="C"):
+    session: int
+    ids: Ids
+    attempt: int = 0  # 0: whichever is next
+
+
+class Settlement(msgspec.Struct, frozen=True, array_like=True):
+    fence: int
+    ids: Ids
+    result: Result
+    delay_ms: int = 0  # RETRY only
+
+
+class Settle(msgspec.Struct, frozen=True, array_like=True, tag="S"):
+    """Answered by one Span list over all settlements' ids, in order."""
+
+    session: int
+    settlements: tuple[Settlement, ...]
+
+
+class Testimony(msgspec.Struct, frozen=True, array_like=True):
+    fence: int
+    ids: Ids
+    fact: Fact
+
+
+class Testify(msgspec.Struct, frozen=True, array_like=True, tag="T"):
+    """Accepted from the claim's own node only, about claims of this or an earlier incarnation of it."""
+
+    node: str
+    incarnation: int
+    testimonies: tuple[Testimony, ...]
+
+
+class Rule(msgspec.Struct, frozen=True, array_like=True, tag="R"):
+    """Close suspects (or hold them for a human). ``fence`` 0 rules whatever suspect stands under the id."""
+
+    ids: Ids
+    verdict: Verdict
+    by: str  # "check", "policy:rerun", "human:NAME", ...
+    reason: str = ""
+    fence: int = 0
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="X"):
+    """Delete before start. SETTLED: it will never start."""
+
+    ids: Ids
+    by: str = ""
+
+
+class Revive(msgspec.Struct, frozen=True, array_like=True, tag="V"):
+    """Allow a dead or cancelled id to run again, from attempt 1 (a manual retry)."""
+
+    ids: Ids
+    by: str = ""
+
+
+class PutQueue(msgspec.Struct, frozen=True, array_like=True, tag="Q"):
+    queue: str
+    paused: bool
+    by: str = ""
+
+
+class PutClass(msgspec.Struct, frozen=True, array_like=True, tag="K"):
+    """A learned class of a handler."""
+
+    handler: str
+    kind: str  # "cpu" or "io"
+    length: str  # "short" or "long"
+
+
+class PutSchedule(msgspec.Struct, frozen=True, array_like=True, tag="P"):
+    """``spec`` is opaque to the ledger; an empty one deletes the schedule."""
+
+    name: str
+    spec: bytes
+
+
+class Fire(msgspec.Struct, frozen=True, array_like=True, tag="F"):
+    """Record that a schedule fired for the time ``at_ms`` (epoch); answered Fired once, FiredBefore after."""
+
+    name: str
+    at_ms: int
+
+
+Command = (
+    Join | Heartbeat | Leave | Advance | AllocateIds | Claim | Settle | Testify | Rule | Cancel | Revive
+    | PutQueue | PutClass | PutSchedule | Fire
+)  # fmt: skip
+
+
+class Proposal(msgspec.Struct, frozen=True, array_like=True):
+    """What one log entry holds. (proposer, sequence) is the token: proposed again, it gets its first answers."""
+
+    proposer: int  # unsigned 64 bits, drawn at random at each start of a proposer
+    sequence: int  # from 1, without gaps
+    commands: tuple[Command, ...]
+
+
+# --- answers --------------------------------------------------------------------------------------------------
+
+
+class Joined(msgspec.Struct, frozen=True, array_like=True, tag="j"):
+    session: int
+    now_ms: int
+
+
+class Renewed(msgspec.Struct, frozen=True, array_like=True, tag="h"):
+    now_ms: int
+
+
+class Gone(msgspec.Struct, frozen=True, array_like=True, tag="g"):
+    """The session is not live (any more)."""
+
+    session: int
+
+
+class Advanced(msgspec.Struct, frozen=True, array_like=True, tag="a"):
+    now_ms: int
+
+
+class Allocated(msgspec.Struct, frozen=True, array_like=True, tag="i"):
+    start: int
+    count: int
+
+
+class Answered(msgspec.Struct, frozen=True, array_like=True, tag="c"):
+    """The answer to everything that concerns ids; the counts sum to the command's number of ids."""
+
+    spans: tuple[Span, ...]
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True, tag="d"):
+    """Taken (Leave, Put..., Fire the first time)."""
+
+
+class FiredBefore(msgspec.Struct, frozen=True, array_like=True, tag="f"):
+    pass
+
+
+class Rejected(msgspec.Struct, frozen=True, array_like=True, tag="r"):
+    """Bad input: nothing was changed. ``reason`` names the field and the rule."""
+
+    reason: str
+
+
+Answer = Joined | Renewed | Gone | Advanced | Allocated | Answered | Done | FiredBefore | Rejected
+
+
+# --- events: what applying a proposal changed, beyond its answers -----------------------------------------------
+
+
+class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="so"):
+    session: int
+    node: str
+    incarnation: int
+
+
+class SessionClosed(msgspec.Struct, frozen=True, array_like=True, tag="sc"):
+    session: int
+    node: str
+    incarnation: int
+    why: str  # "left", "lapsed", "replaced"
+
+
+class Suspected(msgspec.Struct, frozen=True, array_like=True, tag="su"):
+    ids: Ids
+    fence: int
+    node: str  # the claim's holder
+    incarnation: int
+    why: str  # "lapsed", "replaced", "left", "doubt"
+
+
+class Testified(msgspec.Struct, frozen=True, array_like=True, tag="te"):
+    ids: Ids
+    fence: int
+    node: str
+    fact: Fact
+
+
+class Resolved(msgspec.Struct, frozen=True, array_like=True, tag="re"):
+    """A suspect was closed, or held for a human."""
+
+    ids: Ids
+    fence: int
+    verdict: Verdict
+    by: str  # "testimony", or Rule.by
+    reason: str
+
+
+class Freed(msgspec.Struct, frozen=True, array_like=True, tag="fr"):
+    """Ids that may be claimed (again): revived, released, or set to retry."""
+
+    ids: Ids
+
+
+class Deleted(msgspec.Struct, frozen=True, array_like=True, tag="de"):
+    """Cancelled before they started."""
+
+    ids: Ids
+    by: str
+
+
+class QueueChanged(msgspec.Struct, frozen=True, array_like=True, tag="qc"):
+    queue: str
+    paused: bool
+
+
+Event = SessionOpened | SessionClosed | Suspected | Testified | Resolved | Freed | Deleted | QueueChanged
+
+
+class Effects(msgspec.Struct, frozen=True):
+    """What ``Ledger.apply`` returns."""
+
+    index: int
+    proposal: Proposal
+    answers: tuple[Answer, ...]
+    events: tuple[Event, ...]
+    repeated: bool = False  # the token was known: these are its first answers, and nothing changed
