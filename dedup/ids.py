@@ -34,7 +34,7 @@ class Ids(msgspec.Struct, frozen=True, array_like=True):
     def __len__(self) -> int:
         return sum(count for _, count in self.runs) + len(self.keys)
 
-    def __iter__(self) -> Iterator[TaskId]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[TaskId]:
         for start, count in self.runs:
             yield from range(start, start + count)
         yield from self.keys

@@ -1,16 +1,16 @@
 """A map from task ids to values, in which neighbours with one value are one entry.
 
-The ledger keeps its open claims, suspects and verdicts in such maps. A batch of 1,000 neighbouring range ids is
-a run: it is set, read and removed with a bisection and one splice, not with 1,000 steps. Keyed ids have no
-neighbours and stay single.
+The ledger keeps its open claims, suspects and verdicts in such maps. A batch of 1,000 neighbouring range ids
+is a run: it is set, read and removed with a bisection and one splice, not with 1,000 steps. Keyed ids have
+no neighbours and stay single.
 
 Range ids rest in three parallel lists, ascending: where a run starts, where it ends (exclusive), its value.
-What always holds: runs do not overlap, none is empty, and two that touch have unequal values. So equal content
-has exactly one representation, whatever the order of operations, and ``items`` may feed a digest that replicas
-compare.
+What always holds: runs do not overlap, none is empty, and two that touch have unequal values. So equal
+content has exactly one representation, whatever the order of operations, and ``items`` may feed a digest
+that replicas compare.
 
-A splice moves the tails of three lists. That is a memmove: about 14 us at 100,000 runs, which only ids scattered
-one by one produce; so the lists are not chunked.
+A splice moves the tails of three lists. That is a memmove: about 14 us at 100,000 runs, which only ids
+scattered one by one produce; so the lists are not chunked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ V = TypeVar("V")
 
 
 class RunMap(Generic[V]):
-    """Maps task ids to values: they compare by ``==`` and are never None. Do not change it while iterating."""
+    """Maps task ids to values, which compare by ``==`` and are never None."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
