@@ -43,7 +43,7 @@ class Undecodable(msgspec.Struct, frozen=True):
 
 
 class Aside(msgspec.Struct, frozen=True):
-    """A task put aside, out of the way of its partition: a dead letter, or a suspect that waits for a human."""
+    """A task put aside, out of its partition's way: a dead letter, or a suspect that waits for a human."""
 
     kind: str  # "dead" or "suspect"
     id: TaskId
@@ -76,11 +76,20 @@ class TaskLog(Protocol):
     def partitions(self) -> int: ...
 
     def append(self, batches: Sequence[TaskBatch]) -> list[Appended]:
-        """Store batches durably, all or none, before returning. Raises Unsent or UnknownAppend."""
+        """Store batches durably, all or none, before returning. Raises Unsent or UnknownAppend.
+
+        The log chooses partitions and cuts batches into rows; the answer says where every row came to rest.
+        """
         ...
 
-    def read(self, partition: int, offset: int, tasks_max: int, bytes_max: int) -> list[Fetched | Undecodable]:
-        """What stands from ``offset`` on, whole batches cut to start at ``offset``; at least one if any is there."""
+    def read(
+        self, partition: int, offset: int, tasks_max: int, bytes_max: int
+    ) -> list[Fetched | Undecodable]:
+        """What stands from ``offset`` on: whole batches, the first one cut to start at ``offset``.
+
+        Ends before the batch that would exceed ``tasks_max`` or ``bytes_max``, but gives one if any is
+        there. A first base above ``offset`` means that retention has passed the reader.
+        """
         ...
 
     def ends(self) -> dict[int, int]:
@@ -92,7 +101,7 @@ class TaskLog(Protocol):
         ...
 
     def commit(self, positions: Mapping[int, int]) -> None:
-        """Move committed positions forward, durably. A lower one than stands is ignored: they never go back."""
+        """Move committed positions forward, durably. They never go back: a lower one is ignored."""
         ...
 
     def find(self, task_id: TaskId) -> list[Located]:
@@ -112,7 +121,7 @@ class TaskLog(Protocol):
     def drop_aside(self, kind: str, ids: Ids) -> None: ...
 
     def retain(self, keep_ms: int, now_ms: int) -> int:
-        """Delete what lies below the committed positions and is older than keep_ms; how many tasks that were."""
+        """Delete what is below the committed positions and older than keep_ms; how many tasks that were."""
         ...
 
     def close(self) -> None: ...
