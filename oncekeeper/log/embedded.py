@@ -1,0 +1,485 @@
+"""The embedded log: one SQLite file that every process of the machine reads and writes.
+
+- A row of ``batches`` is one batch. Its rowid is ``partition << 44 | base offset``, so that appending to a
+  partition touches its last page only, and reading on from an offset is one range scan.
+- Ends and committed positions stand in ``partitions``; the end moves in the transaction that appends, so that
+  offsets are never reused, whatever retention deletes.
+- A range id is found by the run that holds it (no row holds more than BATCH_TASKS_MAX tasks, so the search is
+  bounded); a keyed id by its entry in ``keys``.
+- WAL with synchronous=FULL: a transaction is on the disk (fsync) before its COMMIT returns. Readers never
+  wait for writers. Writers wait for each other, so write transactions are short.
+
+Offsets and positions are durable the moment the call returns; nothing is cached between calls, because other
+processes write too.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dedup.ids import Ids, TaskId
+from oncekeeper.envelope import BATCH_TASKS_MAX, TaskBatch, decode_batch, encode_batch
+from oncekeeper.errors import InvalidTask, LogUnusable
+from oncekeeper.log.cut import cut
+from oncekeeper.log.port import Appended, Aside, Fetched, Located, Undecodable, UnknownAppend, Unsent
+
+FORMAT = 1
+PARTITIONS_DEFAULT = 12
+PARTITIONS_MAX = 4096
+LOCK_TIMEOUT_MS = 10_000
+
+_SHIFT = 44  # 2**44 offsets a partition; 2**18 partitions fit above them
+_OFFSETS = (1 << _SHIFT) - 1
+_BUSY_MS = 8  # see _write
+_RETAIN_ROWS = 200  # deleted in one transaction
+
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE partitions (partition INTEGER PRIMARY KEY, end INTEGER NOT NULL, committed INTEGER NOT NULL);
+CREATE TABLE batches (
+    place INTEGER PRIMARY KEY,     -- partition << 44 | base offset
+    count INTEGER NOT NULL,
+    first_id INTEGER,              -- of a run of range ids; NULL for keyed ids
+    stored_ms INTEGER NOT NULL,    -- epoch
+    message BLOB NOT NULL
+);
+CREATE INDEX batches_by_id ON batches (first_id, count) WHERE first_id IS NOT NULL;
+CREATE TABLE keys (key BLOB, place INTEGER, PRIMARY KEY (key, place)) WITHOUT ROWID;
+CREATE TABLE aside (
+    place INTEGER PRIMARY KEY AUTOINCREMENT,
+    id NOT NULL,                   -- INTEGER for a range id, BLOB for a keyed id
+    kind TEXT NOT NULL,
+    message BLOB NOT NULL,
+    reason TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    UNIQUE (id, kind)
+);
+"""
+
+
+def log_path(path: str | os.PathLike[str]) -> Path:
+    """The database that ``path`` names: itself if it ends in ``.db``, else the one in a data directory."""
+    given = Path(path)
+    return given if given.suffix == ".db" else given / "log" / "tasks.db"
+
+
+def open_log(
+    path: str | os.PathLike[str],
+    *,
+    create: bool = False,
+    partitions: int | None = None,
+    cluster_id: str | None = None,
+    lock_timeout_ms: int = LOCK_TIMEOUT_MS,
+    clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+) -> EmbeddedLog:
+    """Open the log at ``path`` (a ``.db`` file or a data directory); LogUnusable says why it cannot be.
+
+    ``partitions`` (default 12) counts when the log is made; given for a log that exists, it must agree. With
+    ``cluster_id``, a log of another cluster is refused.
+    """
+    file = log_path(path)
+    if partitions is not None and not 1 <= partitions <= PARTITIONS_MAX:
+        raise LogUnusable(f"partitions={partitions} must be from 1 to {PARTITIONS_MAX}")
+    if not file.exists():
+        if not create:
+            raise LogUnusable(f"{file}: there is no task log here; `oncekeeper cluster up` makes one")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LogUnusable(f"{file.parent}: {error.strerror}") from error
+    database: sqlite3.Connection | None = None
+    try:
+        database = _connect(file, create)
+        meta = _prepare(database, file, create, partitions or PARTITIONS_DEFAULT, cluster_id or "")
+    except (sqlite3.Error, LogUnusable) as error:
+        if database is not None:
+            database.close()
+        if isinstance(error, LogUnusable):
+            raise
+        raise LogUnusable(f"{file}: {error}") from error
+    standing, count = str(meta["cluster_id"]), int(str(meta["partitions"]))
+    wrong = None
+    if cluster_id and standing and standing != cluster_id:
+        wrong = f"belongs to cluster {standing}, not to {cluster_id}: give another directory"
+    elif partitions is not None and partitions != count:
+        wrong = f"has partitions={count}, not {partitions}: the number is fixed when a log is made"
+    if wrong:
+        database.close()
+        raise LogUnusable(f"{file}: {wrong}")
+    return EmbeddedLog(database, file, count, standing, lock_timeout_ms, clock_ms)
+
+
+def _connect(file: Path, create: bool) -> sqlite3.Connection:
+    database = sqlite3.connect(
+        f"{file.resolve().as_uri()}?mode={'rwc' if create else 'rw'}",
+        uri=True,
+        isolation_level=None,  # transactions begin and end where this module says so
+        check_same_thread=False,  # one at a time all the same: the client hands its log from thread to thread
+        timeout=LOCK_TIMEOUT_MS / 1000,
+    )
+    try:
+        # Page size counts for a new file only. Rows are tens of kilobytes: fewer, larger pages.
+        database.execute("PRAGMA page_size = 8192")
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("PRAGMA cache_size = -4096")
+        database.execute("PRAGMA mmap_size = 0")  # an I/O error must be an error, not a SIGBUS
+        # Once a bulk submit has blown the WAL up, the next checkpoint cuts it back to this.
+        database.execute("PRAGMA journal_size_limit = 67108864")
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database
+
+
+def _prepare(
+    database: sqlite3.Connection, file: Path, create: bool, partitions: int, cluster_id: str
+) -> dict[str, object]:
+    """Make the tables of a new log, all or nothing; what ``meta`` says."""
+    if create and not _has_meta(database):
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            if not _has_meta(database):  # another process may have made them meanwhile
+                for statement in _SCHEMA.split(";\n"):
+                    database.execute(statement)
+                database.executemany(
+                    "INSERT INTO meta VALUES (?, ?)",
+                    [("format", FORMAT), ("cluster_id", cluster_id), ("partitions", partitions)],
+                )
+                database.executemany(
+                    "INSERT INTO partitions VALUES (?, 0, 0)", [(number,) for number in range(partitions)]
+                )
+            database.execute("COMMIT")
+        except BaseException:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+        _sync_directory(file.parent)
+    if not _has_meta(database):
+        raise LogUnusable(f"{file}: not a task log")
+    meta: dict[str, object] = dict(database.execute("SELECT name, value FROM meta"))
+    if meta.get("format") != FORMAT:
+        raise LogUnusable(
+            f"{file}: format {meta.get('format')} is not the format {FORMAT} that this version reads: "
+            "use the version of Oncekeeper that wrote it"
+        )
+    return meta
+
+
+def _has_meta(database: sqlite3.Connection) -> bool:
+    return database.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is not None
+
+
+def _sync_directory(path: Path) -> None:
+    """SQLite syncs files, not the name of a new database in its directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class EmbeddedLog:
+    """TaskLog over one SQLite file. One thread at a time."""
+
+    def __init__(
+        self,
+        database: sqlite3.Connection,
+        file: Path,
+        partitions: int,
+        cluster_id: str,
+        lock_timeout_ms: int,
+        clock_ms: Callable[[], int],
+    ) -> None:
+        self.file = file
+        self.cluster_id = cluster_id
+        self._database = database
+        self._partitions = partitions
+        self._lock_timeout_ms = lock_timeout_ms
+        self._clock_ms = clock_ms
+        # Many clients that each submit one task must not all start with the same partition.
+        self._turn = random.randrange(partitions)
+        database.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+
+    @property
+    def partitions(self) -> int:
+        return self._partitions
+
+    def close(self) -> None:
+        self._database.close()
+
+    # --- writing --------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """BEGIN IMMEDIATE within the lock timeout.
+
+        SQLite's own busy handler backs off up to 100 ms, so that a waiting submit would lose to a steady
+        writer again and again. Its timeout is kept so short that it never sleeps over 5 ms; the loop is here.
+        """
+        deadline = time.monotonic() + self._lock_timeout_ms / 1000
+        while True:
+            try:
+                self._database.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or time.monotonic() >= deadline:
+                    raise
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        """One short write transaction. Raises Unsent if surely nothing was stored, else UnknownAppend."""
+        committing = False
+        try:
+            self._begin()
+            yield self._database
+            committing = True
+            self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            text = f"{self.file}: {error}"
+            # Before COMMIT nothing stands. A full disk or a lock during COMMIT leaves no valid commit mark
+            # either, but after an I/O error the mark may have reached the disk.
+            if committing and not _is_full(error) and not _is_busy(error):
+                raise UnknownAppend(text) from error
+            raise Unsent(text) from error
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        if self._database.in_transaction:  # SQLite rolls back by itself on some errors
+            self._database.execute("ROLLBACK")
+
+    def append(self, batches: Sequence[TaskBatch]) -> list[Appended]:
+        """Store batches, all or none, fsynced. Runs are spread over the partitions, keys go by their hash."""
+        # All encoding happens before the lock is taken.
+        pieces = [
+            (partition, row, encode_batch(row))
+            for partition, row in cut(batches, self._partitions, self._turn)
+        ]
+        if not pieces:
+            return []
+        self._turn = (pieces[-1][0] + 1) % self._partitions
+        stored_ms = self._clock_ms()
+        appended: list[Appended] = []
+        rows: list[tuple[int, int, int | None, int, bytes]] = []
+        keys: list[tuple[bytes, int]] = []
+        with self._write() as database:
+            ends = self.ends()
+            for partition, row, message in pieces:
+                base = ends[partition]
+                place = partition << _SHIFT | base
+                ends[partition] = base + len(row)
+                first_id = row.ids.runs[0][0] if row.ids.runs else None
+                rows.append((place, len(row), first_id, stored_ms, message))
+                keys.extend((key, place + at) for at, key in enumerate(row.ids.keys))
+                appended.append(Appended(partition, base, len(row)))
+            database.executemany("INSERT INTO batches VALUES (?, ?, ?, ?, ?)", rows)
+            if keys:
+                keys.sort()  # neighbours in the index are written together
+                database.executemany("INSERT INTO keys VALUES (?, ?)", keys)
+            touched = {partition for partition, _, _ in pieces}
+            database.executemany(
+                "UPDATE partitions SET end = ? WHERE partition = ?",
+                [(ends[partition], partition) for partition in touched],
+            )
+        return appended
+
+    def commit(self, positions: Mapping[int, int]) -> None:
+        """Move committed positions forward. ValueError for one above its partition's end."""
+        if not positions:
+            return
+        with self._write() as database:
+            standing = {row[0]: row[1:] for row in database.execute("SELECT * FROM partitions")}
+            for partition, position in positions.items():
+                if partition not in standing:
+                    raise ValueError(f"partition={partition} must be below {self._partitions}")
+                end, committed = standing[partition]
+                if position > end:
+                    raise ValueError(f"partition {partition}: position={position} is above its end={end}")
+                if position > committed:
+                    database.execute(
+                        "UPDATE partitions SET committed = ? WHERE partition = ?", (position, partition)
+                    )
+
+    def retain(self, keep_ms: int, now_ms: int) -> int:
+        """Delete rows that lie wholly below the committed position and were stored keep_ms ago or earlier."""
+        deleted = 0
+        for partition, committed in self.committed().items():
+            while True:
+                count, more = self._retain_some(partition, committed, now_ms - keep_ms)
+                deleted += count
+                if not more:
+                    break
+        return deleted
+
+    def _retain_some(self, partition: int, committed: int, before_ms: int) -> tuple[int, bool]:
+        low = partition << _SHIFT
+        with self._write() as database:
+            rows = database.execute(
+                "SELECT place, count, first_id, stored_ms FROM batches"
+                " WHERE place >= ? AND place < ? ORDER BY place LIMIT ?",
+                (low, low + committed, _RETAIN_ROWS),
+            ).fetchall()
+            old: list[tuple[int, int, int | None]] = []
+            for place, count, first_id, stored_ms in rows:
+                if place + count > low + committed or stored_ms > before_ms:
+                    break
+                old.append((place, count, first_id))
+            for place, _, first_id in old:
+                if first_id is None:
+                    self._forget_keys(place)
+            database.executemany("DELETE FROM batches WHERE place = ?", [(place,) for place, _, _ in old])
+        return sum(count for _, count, _ in old), len(old) == _RETAIN_ROWS
+
+    def _forget_keys(self, place: int) -> None:
+        (message,) = self._database.execute(
+            "SELECT message FROM batches WHERE place = ?", (place,)
+        ).fetchone()
+        try:
+            keys = decode_batch(message).ids.keys
+        except InvalidTask:
+            return  # no key of it can be known; an entry that leads nowhere is passed over by find
+        self._database.executemany(
+            "DELETE FROM keys WHERE key = ? AND place = ?", [(key, place + at) for at, key in enumerate(keys)]
+        )
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def _query(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        """The cursor of a query. A reader waits only while the log is being recovered after a crash."""
+        deadline = time.monotonic() + self._lock_timeout_ms / 1000
+        while True:
+            try:
+                return self._database.execute(statement, values)
+            except sqlite3.Error as error:
+                if not _is_busy(error) or time.monotonic() >= deadline:
+                    raise LogUnusable(f"{self.file}: {error}") from error
+
+    def _rows(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        return self._query(statement, values).fetchall()
+
+    def read(
+        self, partition: int, offset: int, tasks_max: int, bytes_max: int
+    ) -> list[Fetched | Undecodable]:
+        low = partition << _SHIFT
+        found: list[Fetched | Undecodable] = []
+        tasks = size = 0
+        # The row that holds ``offset`` begins at or below it.
+        rows = self._query(
+            "SELECT place, count, message FROM batches WHERE place >= coalesce("
+            "  (SELECT max(place) FROM batches WHERE place >= ? AND place <= ?), ?)"
+            " AND place < ? ORDER BY place",
+            (low, low | offset, low, low + _OFFSETS + 1),
+        )
+        for place, count, message in rows:
+            base = place & _OFFSETS
+            if base + count <= offset:
+                continue
+            start = max(base, offset)
+            tasks += base + count - start
+            size += len(message)
+            if found and (tasks > tasks_max or size > bytes_max):
+                break
+            found.append(_fetched(partition, base, start, count, message))
+            if tasks >= tasks_max or size >= bytes_max:
+                break
+        rows.close()  # an open cursor would hold its snapshot, and the WAL could not be cut back
+        return found
+
+    def ends(self) -> dict[int, int]:
+        return dict(self._rows("SELECT partition, end FROM partitions"))
+
+    def committed(self) -> dict[int, int]:
+        return dict(self._rows("SELECT partition, committed FROM partitions"))
+
+    def find(self, task_id: TaskId) -> list[Located]:
+        if isinstance(task_id, int):
+            rows = self._rows(
+                "SELECT place, ? - first_id, message FROM batches"
+                " WHERE first_id > ? AND first_id <= ? AND first_id + count > ? ORDER BY place",
+                (task_id, task_id - BATCH_TASKS_MAX, task_id, task_id),
+            )
+        else:
+            # The row of a place is the last that begins at or below it.
+            rows = self._rows(
+                "SELECT b.place, k.place - b.place, b.message FROM keys k JOIN batches b ON b.place ="
+                " (SELECT max(place) FROM batches WHERE place <= k.place) WHERE k.key = ? ORDER BY k.place",
+                (task_id,),
+            )
+        located: list[Located] = []
+        for place, at, message in rows:
+            try:
+                batch = decode_batch(message).part(at, 1)
+            except InvalidTask:
+                continue  # damaged: reading the partition reports it
+            if len(batch) == 1 and next(iter(batch.ids)) == task_id:
+                located.append(Located(place >> _SHIFT, (place & _OFFSETS) + at, batch))
+        return located
+
+    # --- put aside ------------------------------------------------------------------------------------------
+
+    def put_aside(self, tasks: Sequence[Aside]) -> None:
+        if not tasks:
+            return
+        with self._write() as database:
+            database.executemany(
+                "INSERT INTO aside (id, kind, message, reason, at_ms) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (id, kind) DO UPDATE"
+                " SET message = excluded.message, reason = excluded.reason, at_ms = excluded.at_ms",
+                [(task.id, task.kind, task.message, task.reason, task.at_ms) for task in tasks],
+            )
+
+    def aside(self, kind: str, after: int, limit: int) -> list[tuple[int, Aside]]:
+        rows = self._rows(
+            "SELECT place, kind, id, message, reason, at_ms FROM aside"
+            " WHERE place > ? AND kind = ? ORDER BY place LIMIT ?",
+            (after, kind, limit),
+        )
+        return [(row[0], Aside(*row[1:])) for row in rows]
+
+    def find_aside(self, ids: Ids) -> list[Aside]:
+        columns = "SELECT kind, id, message, reason, at_ms FROM aside WHERE id"
+        rows: list[tuple[Any, ...]] = []
+        for start, count in ids.runs:
+            rows += self._rows(f"{columns} BETWEEN ? AND ? ORDER BY id, kind", (start, start + count - 1))
+        for key in ids.keys:
+            rows += self._rows(f"{columns} = ? ORDER BY kind", (key,))
+        return [Aside(*row) for row in rows]
+
+    def drop_aside(self, kind: str, ids: Ids) -> None:
+        if not len(ids):
+            return
+        with self._write() as database:
+            database.executemany(
+                "DELETE FROM aside WHERE kind = ? AND id BETWEEN ? AND ?",
+                [(kind, start, start + count - 1) for start, count in ids.runs],
+            )
+            database.executemany(
+                "DELETE FROM aside WHERE kind = ? AND id = ?", [(kind, key) for key in ids.keys]
+            )
+
+
+def _fetched(partition: int, base: int, start: int, count: int, message: bytes) -> Fetched | Undecodable:
+    try:
+        batch = decode_batch(message)
+        if len(batch) != count:
+            raise InvalidTask("count", f"{len(batch)} tasks stand where {count} were announced")
+    except InvalidTask as error:
+        return Undecodable(partition, start, base + count - start, message, str(error))
+    return Fetched(partition, start, batch.part(start - base, base + count - start))
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
