@@ -1,0 +1,599 @@
+"""What one node does with its share of the log, decided without doing any of it (pure).
+
+    log -> ready -> claiming -> running -> closing -> settled -> position moves
+             ^         |           |          |
+             +------ waiting <-----+----------+      waiting: held elsewhere, a retry, a due time
+                     doubted -> (testimony, check, policy: doubt.py) -> ready | settled
+
+``on(event)`` returns effects; the service performs them and brings back what came of them. Rules that hold:
+
+- a task is dispatched only under a fence that the ledger granted to the session that is open now;
+- an id is in this node's hands at most once (``_open``): the ledger answers a repeated claim of one session
+  with the same fence, so two records of one id must not both be claimed here;
+- a position moves over a task only when the ledger has it executed, dead or cancelled, or when it was put aside
+  durably. Settle first, then commit: the reverse order loses the task on a crash;
+- one proposal carries all settlements and claims that have gathered; at most ``proposals_max`` are in flight,
+  so batches are small when the node is idle and grow by themselves under load.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+from dedup.ids import Ids, keyed_id
+from dedup.runmap import RunMap
+from node import messages as m
+from node.doubt import Doubts
+from node.flow import Lane
+from node.offsets import Offsets
+from node.pieces import Piece, SpanReader, gather_ids, is_keyed, share_out
+from node.records_model import Attempt
+from node.settling import Closing, Closings, make_work, retry_delay_ms
+from node.views import CoordinatorSettings, LedgerReads, PartitionView
+from node.workers.port import Ended, HandlerInfo, Mode, Report
+from oncekeeper.envelope import TaskBatch, encode_task
+from oncekeeper.log.port import Aside, Undecodable
+from raft.commands import Answered, Claim, Command, Outcome, Result, Settle, Span
+
+UNKNOWN_KIND = "?"  # the lane of handlers that no worker knows: claimed, and given to dead letters
+
+
+@dataclass(slots=True)
+class _Partition:
+    epoch: int
+    offsets: Offsets
+    next_offset: int
+    reading: bool = False
+    exhausted: bool = False
+    committed: int = 0
+
+
+@dataclass(slots=True)
+class _Running:
+    piece: Piece
+    fence: int
+    session: int
+    attempt: int
+    claimed_ms: int
+    remaining: int
+
+
+@dataclass(slots=True)
+class _Ticket:
+    """A proposal in flight: its parts in the order of its commands."""
+
+    session: int
+    settles: list[list[Closing]]
+    rulings: list[list[Piece]]
+    claims: list[list[Piece]]
+
+
+class Coordinator:
+    def __init__(self, ledger: LedgerReads, settings: CoordinatorSettings) -> None:
+        self._ledger = ledger
+        self._settings = settings
+        self._handlers: Mapping[str, HandlerInfo] = {}
+        self._lanes: dict[str, Lane] = {UNKNOWN_KIND: self._lane(64)}
+        self.session = 0
+        self._draining = False
+        self._epochs = itertools.count(1)
+        self._numbers = itertools.count(1)
+        self._partitions: dict[int, _Partition] = {}
+        self._open: RunMap[int] = RunMap()
+        self._tickets: dict[int, _Ticket] = {}
+        self._running: dict[int, _Running] = {}
+        self._closings = Closings()
+        self._asides: dict[int, list[Closing] | list[Piece]] = {}
+        self._waiting: list[tuple[int, int, Piece, Outcome]] = []  # a heap by the time to look again
+        self._doubts = Doubts(ledger, settings, self._numbers)
+        self._undecodable: dict[bytes, tuple[bytes, str]] = {}
+        self._effects: list[m.Effect] = []
+        self._now_ms = 0
+        self._wall_ms = 0
+        self.settled_tasks = 0
+
+    def _lane(self, slots: int) -> Lane:
+        s = self._settings
+        return Lane(slots, s.horizon_ms, s.rerun_horizon_ms, s.claim_max)
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    def on(self, event: m.Event, now_ms: int, wall_ms: int) -> list[m.Effect]:
+        """``now_ms``: a monotonic clock of the machine; ``wall_ms``: its epoch clock (due times, history)."""
+        self._now_ms, self._wall_ms = now_ms, wall_ms
+        match event:
+            case m.SessionOpened(session):
+                self.session = session
+            case m.SessionLost():
+                self.session = 0
+            case m.Assigned(positions):
+                self._assign(positions)
+            case m.HandlersKnown(handlers, slots):
+                self._know(handlers, slots)
+            case m.WasRead():
+                self._was_read(event)
+            case m.MoreToRead(partitions):
+                for number in partitions & self._partitions.keys():
+                    self._partitions[number].exhausted = False
+            case m.Answers(ticket, answers):
+                self._answered(self._tickets.pop(ticket), answers)
+            case m.Reported(reports):
+                for report in reports:
+                    self._reported(report)
+            case m.AsideStored(ticket):
+                self._aside_stored(ticket)
+            case m.Tick():
+                pass
+            case m.Drain():
+                self._draining = True
+            case _:
+                assert_never(event)
+        self._wake_waiting()
+        self._pump()
+        effects, self._effects = self._effects, []
+        return effects
+
+    def next_look_ms(self) -> int | None:
+        """When a Tick is wanted for what waits by time; None: nothing waits by time."""
+        times = [self._waiting[0][0]] if self._waiting else []
+        doubted = self._doubts.next_look_ms()
+        if doubted is not None:
+            times.append(doubted)
+        return min(times, default=None)
+
+    def commit_positions(self) -> list[m.Effect]:
+        """Committing is asked for on its own, by time: a position a task would be a disk write a task."""
+        moved = {}
+        for number, partition in self._partitions.items():
+            if partition.offsets.position > partition.committed:
+                moved[number] = partition.committed = partition.offsets.position
+        return [m.Commit(moved)] if moved else []
+
+    # --- what is read -----------------------------------------------------------------------------------------
+
+    def _assign(self, positions: Mapping[int, int]) -> None:
+        gone = frozenset(self._partitions.keys() - positions.keys())
+        for number in gone:
+            del self._partitions[number]
+        for number in positions.keys() - self._partitions.keys():
+            at = positions[number]
+            self._partitions[number] = _Partition(next(self._epochs), Offsets(at), at, committed=at)
+        if gone:
+            for lane in self._lanes.values():
+                lane.drop(gone)
+            self._waiting = [entry for entry in self._waiting if entry[2].partition not in gone]
+            heapq.heapify(self._waiting)
+            self._doubts.drop(gone)
+
+    def _know(self, handlers: Mapping[str, HandlerInfo], slots: Mapping[str, int]) -> None:
+        self._handlers = handlers
+        self._doubts.handlers = handlers
+        for kind, count in slots.items():
+            lane = self._lanes.get(kind)
+            if lane is None:
+                self._lanes[kind] = self._lane(count)
+            else:
+                lane.slots = count
+        # What waited as unknown may be known now.
+        unknown = self._lanes[UNKNOWN_KIND]
+        while (piece := unknown.next_piece(frozenset())) is not None:
+            self._intake(unknown.take(piece.count))
+            if unknown.next_piece(frozenset()) is piece:
+                break
+
+    def _was_read(self, event: m.WasRead) -> None:
+        partition = self._partitions.get(event.partition)
+        if partition is None or partition.epoch != event.epoch:
+            return  # it was given up meanwhile: its next owner reads this
+        partition.reading = False
+        partition.exhausted = event.exhausted
+        partition.next_offset = event.next_offset
+        for item in event.items:
+            if isinstance(item, Undecodable):
+                batch = self._undecodable_batch(item)
+            else:
+                batch = item.batch
+            self._intake(Piece(event.partition, partition.epoch, item.base, batch, 0, len(batch)))
+
+    def _undecodable_batch(self, item: Undecodable) -> TaskBatch:
+        # It has no id of its own; its place gives it one, so that it is given to dead letters exactly once.
+        keys = tuple(
+            keyed_id("undecodable", f"{item.partition}/{offset}")
+            for offset in range(item.base, item.base + item.count)
+        )
+        for key in keys:
+            self._undecodable[key] = (item.raw, item.reason)
+        return TaskBatch(queue="", handler="", ids=Ids((), keys), bodies=(b"{}",) * item.count)
+
+    def _intake(self, piece: Piece) -> None:
+        """Sort a piece by what the local replica knows. Being behind is harmless: the claim decides."""
+        for part, span in share_out((piece,), self._ledger.classify(piece.ids)):
+            self._route(part, span)
+
+    def _route(self, piece: Piece, span: Span) -> None:
+        match span.outcome:
+            case Outcome.NEW | Outcome.UNALLOCATED | Outcome.GRANTED:
+                # Unallocated here may only mean that this replica is behind: the claim's answer is final.
+                wait_ms = piece.batch.due_ms - self._wall_ms
+                if piece.batch.due_ms and wait_ms > 0:
+                    self._wait(piece, wait_ms, Outcome.EARLY)
+                else:
+                    self._lane_of(piece).push(piece)
+            case Outcome.EXECUTED | Outcome.DEAD | Outcome.CANCELLED:
+                # A dead one was put aside before it was settled.
+                self._settled(piece)
+            case Outcome.SUSPECT:
+                self._doubts.add(piece, span.fence, self._now_ms)
+            case Outcome.EARLY:
+                self._wait(piece, max(1, span.detail), Outcome.EARLY)
+            case _:  # held by a live session, or an answer that only another look can clear up
+                self._wait(piece, self._settings.held_look_ms, Outcome.HELD)
+
+    def _lane_of(self, piece: Piece) -> Lane:
+        info = self._handlers.get(piece.batch.handler)
+        return self._lanes[info.kind if info is not None else UNKNOWN_KIND]
+
+    def _wait(self, piece: Piece, wait_ms: int, why: Outcome) -> None:
+        if self._is_ours(piece):
+            heapq.heappush(self._waiting, (self._now_ms + wait_ms, next(self._numbers), piece, why))
+
+    def _is_ours(self, piece: Piece) -> bool:
+        partition = self._partitions.get(piece.partition)
+        return partition is not None and partition.epoch == piece.epoch
+
+    def _settled(self, piece: Piece) -> None:
+        """The ledger has it closed, or it was put aside: its position may be passed."""
+        partition = self._partitions.get(piece.partition)
+        if partition is not None and partition.epoch == piece.epoch:
+            partition.offsets.settle(piece.offset, piece.count)
+
+    def _wake_waiting(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._now_ms:
+            self._intake(heapq.heappop(self._waiting)[2])
+
+    # --- asking the ledger ------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        self._effects.extend(self._doubts.look(self._now_ms, self.session))
+        for piece in self._doubts.returned():
+            self._intake(piece)
+        self._park_held()
+        while len(self._tickets) < self._settings.proposals_max and self._propose():
+            pass
+        self._read_more()
+
+    def _propose(self) -> bool:
+        """One proposal with all that has gathered; False: there was nothing."""
+        ticket = _Ticket(self.session, [], [], [])
+        commands: list[Command] = []
+        for session, settlements, closings in self._closings.gather():
+            commands.append(Settle(session, settlements))
+            ticket.settles.append(closings)
+        for rule, pieces in self._doubts.rulings():
+            commands.append(rule)
+            ticket.rulings.append(pieces)
+        if self.session and not self._draining:
+            for pieces in self._gather_claims():
+                commands.append(Claim(self.session, gather_ids(pieces)))
+                ticket.claims.append(pieces)
+        if not commands:
+            return False
+        number = next(self._numbers)
+        self._tickets[number] = ticket
+        self._effects.append(m.Propose(number, tuple(commands)))
+        return True
+
+    def _gather_claims(self) -> list[list[Piece]]:
+        """What may be claimed now: range ids and keyed ids apart, because that is the order of ``Ids``."""
+        ranges: list[Piece] = []
+        keyed: list[Piece] = []
+        paused = self._ledger.paused_queues()
+        for lane in self._lanes.values():
+            while (piece := lane.next_piece(paused)) is not None:
+                name = piece.batch.handler
+                info = self._handlers.get(name)
+                room = lane.room(name, info is not None and info.on_doubt == "rerun")
+                if room <= 0:
+                    break
+                taken = lane.take(min(room, piece.count))
+                for part in self._not_open(taken):
+                    lane.handler(name).outstanding += part.count
+                    (keyed if is_keyed(part) else ranges).append(part)
+        return [pieces for pieces in (ranges, keyed) if pieces]
+
+    def _not_open(self, piece: Piece) -> list[Piece]:
+        """The parts of a piece whose ids are not in this node's hands already; now they are."""
+        ids = piece.ids
+        if len(ids.keys) > 1 and len(set(ids.keys)) < len(ids.keys):
+            singles = [piece.part(at, 1) for at in range(piece.count)]
+            return [part for single in singles for part in self._not_open(single)]
+        free: list[Piece] = []
+        at = 0
+        for count, taken in self._open.spans(ids):
+            part = piece.part(at, count)
+            at += count
+            if taken is None:
+                self._open.set(part.ids, 1)
+                free.append(part)
+            else:
+                self._wait(part, self._settings.held_look_ms, Outcome.HELD)
+        return free
+
+    def _answered(self, ticket: _Ticket, answers: tuple[object, ...] | None) -> None:
+        if answers is None:
+            # The session is lost and the outcome unknown. Nothing was dispatched under these claims. What was
+            # to be settled is asked again: the fence tells the ledger whether it was taken the first time.
+            for closings in ticket.settles:
+                self._closings.extend(closings)
+            for pieces in ticket.rulings:
+                self._doubts.unruled(pieces, self._now_ms)
+            for pieces in ticket.claims:
+                self._unclaimed(pieces)
+            return
+        rest = iter(answers)
+        for closings in ticket.settles:
+            self._settle_answered(closings, _spans(next(rest), closings))
+        for pieces in ticket.rulings:
+            next(rest)
+            for piece in pieces:  # whatever the answer was, the ledger has the last word
+                self._intake(piece)
+        for pieces in ticket.claims:
+            self._claim_answered(ticket.session, pieces, next(rest))
+
+    def _unclaimed(self, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            self._closed(piece)
+            self._wait(piece, self._settings.held_look_ms, Outcome.HELD)
+
+    def _closed(self, piece: Piece) -> None:
+        """A piece leaves this node's hands."""
+        self._open.remove(piece.ids)
+        self._lane_of(piece).handler(piece.batch.handler).outstanding -= piece.count
+
+    def _claim_answered(self, session: int, pieces: list[Piece], answer: object) -> None:
+        if not isinstance(answer, Answered):
+            self._unclaimed(pieces)
+            return
+        for piece, span in share_out(pieces, answer.spans):
+            if span.outcome is Outcome.GRANTED:
+                self._granted(piece, span, session)
+                continue
+            self._closed(piece)
+            if span.outcome is Outcome.UNALLOCATED:
+                self._put_aside("dead", [piece], "the id is outside of every range that was allocated", None)
+            elif span.outcome is Outcome.LAPSED:
+                self._wait(piece, self._settings.held_look_ms, Outcome.HELD)
+            else:
+                self._route(piece, span)
+
+    def _granted(self, piece: Piece, span: Span, session: int) -> None:
+        name = piece.batch.handler
+        info = self._handlers.get(name)
+        closing = Closing(piece, span.fence, session, span.detail, self._wall_ms)
+        if session != self.session or self._draining:
+            # Never started, and said so: whoever claims it next need not wait for anybody.
+            self._closings.append(closing.ended(Result.RELEASED))
+        elif info is None:
+            self._dead(closing, self._why_unknown(piece))
+        elif span.detail > info.retries + 1 + self._settings.lost_attempts_max:
+            self._dead(closing, f"attempt {span.detail}: its worker or node was lost too often")
+        else:
+            self._dispatch(piece, span, info)
+
+    def _why_unknown(self, piece: Piece) -> str:
+        if not piece.batch.handler and piece.ids.keys:
+            return self._undecodable[piece.ids.keys[0]][1]
+        return f"handler={piece.batch.handler!r} is not registered by the application"
+
+    def _dispatch(self, piece: Piece, span: Span, info: HandlerInfo) -> None:
+        s = self._settings
+        chunk = self._lane_of(piece).chunk(info.name, s.work_ms, s.work_tasks_max)
+        for at in range(0, piece.count, chunk):
+            part = piece.part(at, min(chunk, piece.count - at))
+            number = next(self._numbers)
+            self._running[number] = _Running(
+                part, span.fence, self.session, span.detail, self._wall_ms, part.count
+            )
+            self._effects.append(m.Dispatch(make_work(number, Mode.RUN, part, span.fence, span.detail, info)))
+
+    # --- what workers report ----------------------------------------------------------------------------------
+
+    def _reported(self, report: Report) -> None:
+        if self._doubts.reported(report, self._now_ms):
+            return
+        running = self._running[report.number]
+        name = running.piece.batch.handler
+        ran = sum(part.count for part in report.parts if part.ended is not Ended.NOT_STARTED)
+        if ran:
+            self._lane_of(running.piece).handler(name).measured(ran, report.busy_us)
+        for part in report.parts:
+            piece = running.piece.part(part.at, part.count)
+            closing = Closing(
+                piece,
+                running.fence,
+                running.session,
+                running.attempt,
+                running.claimed_ms,
+                started_ms=report.started_ms,
+                ended_ms=report.ended_ms,
+                results=part.results,
+                error=part.error,
+                trace=part.trace,
+                number=report.number,
+                number_at=part.at,
+            )
+            running.remaining -= part.count
+            self._ended(closing, part.ended)
+        if running.remaining == 0:
+            del self._running[report.number]
+
+    def _ended(self, closing: Closing, ended: Ended) -> None:
+        info = self._handlers[closing.piece.batch.handler]
+        match ended:
+            case Ended.DONE:
+                self._closings.append(closing.ended(Result.DONE))
+            case Ended.INVALID:
+                self._dead(closing, closing.error)
+            case Ended.NOT_STARTED:
+                self._not_started(closing, info)
+            case Ended.RAISED:
+                self._failed(closing, info)
+            case Ended.CRASHED | Ended.TIMED_OUT if info.on_doubt == "rerun":
+                self._failed(closing, info)
+            case _:
+                self._closings.append(closing.ended(Result.DOUBT))
+
+    def _failed(self, closing: Closing, info: HandlerInfo) -> None:
+        if closing.attempt > info.retries:
+            self._dead(closing, closing.error)
+            return
+        for at in range(closing.piece.count):
+            single = closing.part(at, 1)
+            delay_ms = retry_delay_ms(single.piece.ids, closing.attempt, info)
+            self._closings.append(single.ended(Result.RETRY, delay_ms))
+
+    def _not_started(self, closing: Closing, info: HandlerInfo) -> None:
+        self._effects.append(m.Release(closing.number, closing.number_at, closing.piece.count))
+        if closing.session == self.session and not self._draining:
+            # The claim still stands: another worker has it under the same fence.
+            self._dispatch(
+                closing.piece,
+                Span(closing.piece.count, Outcome.GRANTED, closing.fence, closing.attempt),
+                info,
+            )
+        else:
+            closing.number = 0  # released above
+            self._closings.append(closing.ended(Result.RELEASED))
+
+    def _dead(self, closing: Closing, reason: str) -> None:
+        """Put aside first, settle then: the reverse order would leave a dead letter without its message."""
+        closing.error = closing.error or reason
+        self._put_aside("dead", [closing.piece], reason, [closing.ended(Result.DEAD)])
+
+    def _put_aside(self, kind: str, pieces: list[Piece], reason: str, closings: list[Closing] | None) -> None:
+        ticket = next(self._numbers)
+        self._asides[ticket] = pieces if closings is None else closings
+        tasks = [
+            Aside(kind, task_id, self._message(piece, at), reason, self._wall_ms)
+            for piece in pieces
+            for at, task_id in enumerate(piece.ids)
+        ]
+        self._effects.append(m.StoreAside(ticket, tuple(tasks)))
+
+    def _message(self, piece: Piece, at: int) -> bytes:
+        batch = piece.batch
+        if not batch.handler and batch.ids.keys:
+            return self._undecodable[batch.ids.keys[piece.at + at]][0]
+        return encode_task(batch.part(piece.at + at, 1))
+
+    def _aside_stored(self, ticket: int) -> None:
+        for stored in self._asides.pop(ticket):
+            if isinstance(stored, Closing):
+                self._closings.append(stored)
+            elif self._doubts.parked(stored):
+                pass  # the ruling "held" follows; its answer passes the position
+            else:
+                self._settled(stored)
+
+    def _park_held(self) -> None:
+        for piece, reason in self._doubts.to_park():
+            self._put_aside("suspect", [piece], reason, None)
+        for piece in self._doubts.held():
+            self._settled(piece)
+
+    def _settle_answered(self, closings: list[Closing], spans: list[Span]) -> None:
+        reader = SpanReader(spans)
+        ended: list[Attempt] = []
+        for closing in closings:
+            parts = reader.take(closing.piece)
+            if closing.number:
+                self._effects.append(m.Release(closing.number, closing.number_at, closing.piece.count))
+            self._closed(closing.piece)
+            late = any(span.outcome is not Outcome.SETTLED for _, span in parts)
+            if closing.result is not Result.RELEASED:
+                ended.append(closing.for_history(self._settings.node, late))
+            for piece, span in parts:
+                self._closed_as(piece, closing, span)
+        if ended:
+            self._effects.append(m.Remember(tuple(ended)))
+
+    def _closed_as(self, piece: Piece, closing: Closing, span: Span) -> None:
+        if span.outcome is Outcome.SETTLED and closing.result in (Result.DONE, Result.DEAD):
+            self.settled_tasks += piece.count
+            self._settled(piece)
+            for key in piece.ids.keys if not piece.batch.handler else ():
+                self._undecodable.pop(key, None)
+        elif span.outcome is Outcome.SETTLED and closing.result is Result.RETRY:
+            self._wait(piece, closing.delay_ms, Outcome.EARLY)
+        elif self._is_ours(piece):
+            self._intake(piece)  # in doubt, released, lapsed, fenced: the ledger knows
+
+    # --- reading on -------------------------------------------------------------------------------------------
+
+    def _read_more(self) -> None:
+        if not self.session or self._draining or not self._handlers:
+            return
+        ready = sum(lane.ready_tasks for lane in self._lanes.values())
+        room = self._settings.ready_max - ready
+        for number, partition in self._partitions.items():
+            if partition.reading or partition.exhausted:
+                continue
+            unsettled = partition.next_offset - partition.offsets.position
+            if room <= 0 or unsettled >= self._settings.window_max:
+                continue
+            partition.reading = True
+            tasks_max = min(room, self._settings.read_max)
+            room -= tasks_max
+            self._effects.append(m.Read(number, partition.epoch, partition.next_offset, tasks_max))
+
+    # --- what people see --------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Nothing of this node is running or being settled."""
+        return not self._running and not self._tickets and not self._closings and not self._asides
+
+    @property
+    def running_tasks(self) -> int:
+        return len(self._open)
+
+    def partition_views(self) -> list[PartitionView]:
+        delayed: dict[int, int] = {}
+        held: dict[int, int] = {}
+        for _, _, piece, why in self._waiting:
+            counts = delayed if why is Outcome.EARLY else held
+            counts[piece.partition] = counts.get(piece.partition, 0) + piece.count
+        ready: dict[int, int] = {}
+        for lane in self._lanes.values():
+            for piece in lane.waiting():
+                ready[piece.partition] = ready.get(piece.partition, 0) + piece.count
+        suspects = self._doubts.by_partition()
+        views = []
+        for number, partition in sorted(self._partitions.items()):
+            offsets = partition.offsets
+            unsettled = partition.next_offset - offsets.position - offsets.settled_above
+            waiting = ready.get(number, 0)
+            late, suspect = delayed.get(number, 0), suspects.get(number, 0)
+            views.append(
+                PartitionView(
+                    partition=number,
+                    position=offsets.position,
+                    frontier=partition.next_offset,
+                    waiting=waiting,
+                    delayed=late,
+                    running=max(0, unsettled - waiting - late - suspect),
+                    suspect=suspect,
+                )
+            )
+        return views
+
+
+def _spans(answer: object, closings: list[Closing]) -> list[Span]:
+    if isinstance(answer, Answered):
+        return list(answer.spans)
+    # The whole command was refused: nothing was taken, and the ledger is asked what stands.
+    return [Span(sum(closing.piece.count for closing in closings), Outcome.FENCED)]

@@ -1,0 +1,125 @@
+"""How much a node takes: pools, what runs in them, and what waits for them (pure).
+
+A node claims only what it is about to start, so that little is in doubt when it dies. "About to" is a span of
+time, not a number of tasks: what a pool gets through in ``horizon_ms`` by the measured run time of each handler
+(an exponentially weighted mean), and never less than a task for each free slot and a small prefetch. So a
+handler of one second is claimed one by one, and a handler of five microseconds by the thousand.
+
+Handlers whose doubt means ``rerun`` get a longer horizon: their suspects cost a rerun and no check.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from node.pieces import Piece
+
+RUN_US_UNKNOWN = 10_000.0  # a first guess, replaced by the first report
+RUN_US_MIN = 10.0  # what handing over a task costs us, however quick its handler
+WEIGHT = 0.3  # of a new measurement in the mean
+
+
+class HandlerFlow:
+    """What is known of one handler's pace."""
+
+    __slots__ = ("outstanding", "run_us")
+
+    def __init__(self) -> None:
+        self.run_us = RUN_US_UNKNOWN
+        self.outstanding = 0  # claimed, or being claimed, and not ended
+
+    def measured(self, count: int, busy_us: int) -> None:
+        mean = max(RUN_US_MIN, busy_us / count)
+        if self.run_us == RUN_US_UNKNOWN:
+            self.run_us = mean
+        else:
+            self.run_us += WEIGHT * (mean - self.run_us)
+
+
+class Lane:
+    """One pool of workers, the handlers that run in it, and the pieces that wait for it, a deque a queue.
+
+    Queues take turns, so that a deep one does not starve another.
+    """
+
+    def __init__(self, slots: int, horizon_ms: int, rerun_horizon_ms: int, claim_max: int) -> None:
+        self.slots = slots
+        self.ready_tasks = 0
+        self._horizon_us = {False: horizon_ms * 1000.0, True: rerun_horizon_ms * 1000.0}
+        self._claim_max = claim_max
+        self._handlers: dict[str, HandlerFlow] = {}
+        self._ready: dict[str, deque[Piece]] = {}
+        self._turns: deque[str] = deque()
+
+    def handler(self, name: str) -> HandlerFlow:
+        flow = self._handlers.get(name)
+        if flow is None:
+            flow = self._handlers[name] = HandlerFlow()
+        return flow
+
+    @property
+    def outstanding(self) -> int:
+        return sum(flow.outstanding for flow in self._handlers.values())
+
+    def room(self, name: str, rerun: bool) -> int:
+        """How many tasks of a handler may be claimed now."""
+        outstanding = 0
+        outstanding_us = 0.0
+        for flow in self._handlers.values():
+            outstanding += flow.outstanding
+            outstanding_us += flow.outstanding * flow.run_us
+        by_time = (self.slots * self._horizon_us[rerun] - outstanding_us) / self.handler(name).run_us
+        by_slots = self.slots + max(1, self.slots // 4) - outstanding
+        return min(self._claim_max - outstanding, max(int(by_time), by_slots))
+
+    def chunk(self, name: str, work_ms: int, tasks_max: int) -> int:
+        """How many tasks one Work holds: about ``work_ms`` of running."""
+        return max(1, min(tasks_max, int(work_ms * 1000.0 / self.handler(name).run_us)))
+
+    def push(self, piece: Piece) -> None:
+        queue = piece.batch.queue
+        waiting = self._ready.get(queue)
+        if waiting is None:
+            waiting = self._ready[queue] = deque()
+            self._turns.append(queue)
+        waiting.append(piece)
+        self.ready_tasks += piece.count
+
+    def next_piece(self, paused: frozenset[str]) -> Piece | None:
+        """The next piece in turn whose queue is not paused; it stays until it is taken."""
+        for _ in range(len(self._turns)):
+            queue = self._turns[0]
+            waiting = self._ready[queue]
+            if not waiting:
+                del self._ready[queue]
+                self._turns.popleft()
+                continue
+            if queue not in paused:
+                return waiting[0]
+            self._turns.rotate(-1)
+        return None
+
+    def take(self, count: int) -> Piece:
+        """Take ``count`` tasks of the piece that ``next_piece`` showed; the next queue has its turn."""
+        queue = self._turns[0]
+        waiting = self._ready[queue]
+        piece = waiting.popleft()
+        if count < piece.count:
+            waiting.appendleft(piece.part(count, piece.count - count))
+            piece = piece.part(0, count)
+        self._turns.rotate(-1)
+        self.ready_tasks -= piece.count
+        return piece
+
+    def drop(self, partitions: frozenset[int]) -> list[Piece]:
+        """Forget what waits of the named partitions; returns it."""
+        dropped: list[Piece] = []
+        for queue, waiting in self._ready.items():
+            kept = deque(piece for piece in waiting if piece.partition not in partitions)
+            dropped.extend(piece for piece in waiting if piece.partition in partitions)
+            self._ready[queue] = kept
+        self.ready_tasks -= sum(piece.count for piece in dropped)
+        return dropped
+
+    def waiting(self) -> list[Piece]:
+        return [piece for waiting in self._ready.values() for piece in waiting]

@@ -1,0 +1,150 @@
+"""What the coordinator is told (events) and what it asks for (effects). Frozen data; see coordinator.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from node.records_model import Attempt
+from node.workers.port import HandlerInfo, Report, Work
+from oncekeeper.log.port import Aside, Fetched, Undecodable
+from raft.commands import Answer, Command
+
+# --- events ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpened:
+    """The ledger opened a session for this node; claims may be made in its name."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLost:
+    """The node fenced itself, or the ledger says that the session is gone. Nothing is claimed until the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """The partitions that this node owns now, each with its committed position."""
+
+    positions: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class HandlersKnown:
+    """What the application registers, and how many tasks each kind of pool runs at once."""
+
+    handlers: Mapping[str, HandlerInfo]
+    slots: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WasRead:
+    """The answer to Read. ``next_offset`` is where the next read starts; ``exhausted``: no more is there."""
+
+    partition: int
+    epoch: int
+    items: tuple[Fetched | Undecodable, ...]
+    next_offset: int
+    exhausted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MoreToRead:
+    """Something was appended to these partitions."""
+
+    partitions: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answer to Propose; None: given up, the outcome is unknown (only when the session is lost)."""
+
+    ticket: int
+    answers: tuple[Answer, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    reports: tuple[Report, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AsideStored:
+    """The answer to StoreAside."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed, or the ledger changed in a way that may free what waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Claim nothing more; what runs may finish."""
+
+
+Event = (
+    SessionOpened | SessionLost | Assigned | HandlersKnown | WasRead | MoreToRead | Answers | Reported
+    | AsideStored | Tick | Drain
+)  # fmt: skip
+
+
+# --- effects --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    partition: int
+    epoch: int
+    offset: int
+    tasks_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Ask the ledger; where the outcome is unknown, ask again with the same token until it is known."""
+
+    ticket: int
+    commands: tuple[Command, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    work: Work
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAside:
+    ticket: int
+    tasks: tuple[Aside, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Move committed positions forward."""
+
+    positions: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """For the work history."""
+
+    attempts: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The ledger knows how these tasks of a Work ended: the work journal may forget them."""
+
+    number: int
+    at: int
+    count: int
+
+
+Effect = Read | Propose | Dispatch | StoreAside | Commit | Remember | Release
