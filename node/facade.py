@@ -1,8 +1,8 @@
 """What the HTTP layer needs from the running node, and no more.
 
 The node's service implements ``NodeFacade``; the contract tests of node/http implement it with a fake.
-Everything runs on the node's one event loop. What would block (the task log, the work history) runs in threads:
-the log by ``with_log``, the history because ``Records`` may be read from any thread.
+Everything runs on the node's one event loop. What would block (the task log, the work history) runs in
+threads: the log by ``with_log``, the history because ``Records`` may be read from any thread.
 
 The merged views (``/v1/status`` and ``/v1/tasks``) are sums of ``LocalStatus``. For "idle" to be true when it
 is said, a ``LocalStatus`` must be one moment of one node: its partitions reflect every event of every ledger
@@ -63,7 +63,8 @@ class PartitionStatus(msgspec.Struct, frozen=True):
     """A partition as its owner sees it. Offsets from ``position`` to ``frontier`` are in the owner's hands.
 
     waiting + delayed + running + suspect = the unsettled tasks among them; the others are settled, but stand
-    behind an unsettled one. What lies from ``frontier`` to the log's end has not been read: it is waiting too.
+    behind an unsettled one. What lies from ``frontier`` to the log's end has not been read: it is waiting
+    too.
     """
 
     partition: int
