@@ -1,0 +1,76 @@
+"""One node: ``python -m node --config FILE``. Ends with 0 after a graceful stop, 2 on a bad configuration."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+from node.cluster import Locked, hold_lock, read_secret
+from node.config import ConfigError, NodeConfig, load_config
+from node.supervisor import EXIT_BAD_CONFIG, EXIT_LOCKED
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def parse_flags(pairs: list[str]) -> dict[str, str]:
+    flags: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set {pair}: must be KEY=VALUE")
+        flags[name] = value
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m node", description="Run one node of a cluster.")
+    parser.add_argument("--config", required=True, type=Path, help="the node's TOML file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides the file")
+    parser.add_argument("--die-with", type=int, default=0, metavar="PID", help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    if asked.die_with:
+        die_with(asked.die_with)
+    return run(asked.config, asked.set)
+
+
+def run(path: Path, pairs: list[str]) -> int:
+    try:
+        config = load_config(path, parse_flags(pairs))
+        read_secret(config.cluster_dir)
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+        # Held for the life of the process: two processes of one node would share a journal, and ruin it.
+        with hold_lock(config.data_dir / "node.lock", f"node {config.node_id}"):
+            return _run_loop(config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_CONFIG
+    except Locked as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_LOCKED
+
+
+def _run_loop(config: NodeConfig) -> int:
+    from node.service import run_node
+
+    try:
+        import uvloop
+    except ImportError:
+        import asyncio
+
+        return asyncio.run(run_node(config))
+    return uvloop.run(run_node(config))
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill us when ``parent`` ends, however it ends, so that a demo leaves nothing behind."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)  # it ended before we could say so
+
+
+if __name__ == "__main__":
+    sys.exit(main())
