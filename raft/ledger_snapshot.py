@@ -1,0 +1,113 @@
+"""The whole ledger as canonical bytes, and back.
+
+Equal ledgers give equal bytes: every table is written in an order that follows from its content. The indexes and
+counters beside the map of states are not written but built again from it. A snapshot names the settings it lived
+under, since they decide answers: replicas with unequal ones would drift apart in silence.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from dedup.claims import Held
+from dedup.executed import ExecutedSet
+from dedup.ids import Ids
+from raft.codec import CodecError
+from raft.ledger_state import (
+    HandlerClass,
+    LedgerSettings,
+    LedgerState,
+    NodeSeen,
+    QueueSetting,
+    Schedule,
+    Session,
+    TaskValue,
+)
+from raft.ledger_tokens import ProposerRow
+
+
+class _Body(msgspec.Struct, frozen=True, array_like=True):
+    bloom_seed: int
+    settings: LedgerSettings
+    index: int
+    now_ms: int
+    timekeeper: str
+    next_id: int
+    last_session: int
+    sessions: tuple[Session, ...]
+    nodes: tuple[tuple[str, NodeSeen], ...]
+    queues: tuple[tuple[str, QueueSetting], ...]
+    classes: tuple[tuple[str, HandlerClass], ...]
+    schedules: tuple[tuple[str, Schedule], ...]
+    proposers: tuple[ProposerRow, ...]
+    states: tuple[tuple[Ids, TaskValue], ...]
+    executed: bytes
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[_Body] = msgspec.msgpack.Decoder(_Body)
+
+
+def state_bytes(state: LedgerState) -> bytes:
+    """The canonical bytes of the state."""
+    body = _Body(
+        bloom_seed=state.bloom_seed,
+        settings=state.settings,
+        index=state.index,
+        now_ms=state.now_ms,
+        timekeeper=state.timekeeper,
+        next_id=state.next_id,
+        last_session=state.last_session,
+        sessions=tuple(state.sessions[number] for number in sorted(state.sessions)),
+        nodes=tuple(sorted(state.nodes.items())),
+        queues=tuple(sorted(state.queues.items())),
+        classes=tuple(sorted(state.classes.items())),
+        schedules=tuple(sorted(state.schedules.items())),
+        proposers=state.tokens.rows(),
+        states=tuple(state.states.items()),
+        executed=state.executed.snapshot(),
+    )
+    return _encoder.encode(body)
+
+
+def state_from(data: bytes, bloom_seed: int, settings: LedgerSettings) -> LedgerState:
+    """The state that these bytes are; CodecError when they are none, or one of another cluster or settings."""
+    try:
+        body = _decoder.decode(data)
+        executed = ExecutedSet.restore(body.executed)
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        # The checksum held, so these bytes were written so: by a program of another format, or a wrong one.
+        raise CodecError(f"the snapshot does not hold a ledger: {error}") from None
+    if body.bloom_seed != bloom_seed:
+        raise CodecError(
+            f"the snapshot has bloom_seed={body.bloom_seed}, this cluster {bloom_seed}: another cluster's"
+        )
+    _check_settings(body.settings, settings)
+    state = LedgerState(bloom_seed, settings)
+    state.index = body.index
+    state.now_ms = body.now_ms
+    state.timekeeper = body.timekeeper
+    state.next_id = body.next_id
+    state.last_session = body.last_session
+    state.nodes = dict(body.nodes)
+    state.queues = dict(body.queues)
+    state.classes = dict(body.classes)
+    state.schedules = dict(body.schedules)
+    state.tokens.load(body.proposers)
+    state.executed = executed
+    for session in body.sessions:
+        state.sessions[session.session] = session
+        state.session_of[session.node] = session.session
+        state.open[session.session] = Held()
+    for ids, value in body.states:
+        state.states.set(ids, value)
+        state.enter(ids, len(ids), value)
+    return state
+
+
+def _check_settings(theirs: LedgerSettings, ours: LedgerSettings) -> None:
+    for name in LedgerSettings.__struct_fields__:
+        mine, other = getattr(ours, name), getattr(theirs, name)
+        if mine != other:
+            raise CodecError(f"{name}={mine} must be {other}, under which this ledger was written: "
+                             "replicas with unequal settings would drift apart")  # fmt: skip
