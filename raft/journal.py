@@ -4,7 +4,7 @@ Theory. The store is a row of segments; every change is a record appended to the
 and vote, a cut (entries that conflict with the leader's), a new head (a snapshot holds the rest). Nothing is
 overwritten and nothing is copied to shrink the log: a new head only unlinks segments that no live entry lies in.
 One ``sync`` writes all that was added since the last as one batch and waits for the disk once (group commit). A
-batch is whole or was never written. What ``sync`` returned from survives power loss; what it did not may or may not.
+batch is whole or was never written. What ``sync`` returned from survives power loss; what it did not, may.
 
 Term and vote lie in the same row, so that no crash can tear them from the log, and each segment's header repeats
 them, so that dropping old segments never forgets a vote (Raft, figure 2: persist before answering).
@@ -12,8 +12,8 @@ them, so that dropping old segments never forgets a vote (Raft, figure 2: persis
 After any failed write or sync the object refuses everything: the kernel may have dropped the pages it could not
 write, and a later sync that "succeeds" would be a lie. The node must stop and open the store again.
 
-The interface is that of ``pysyncobj.journal.Journal`` (positions are list positions, not indices), and ``sync``. One
-owner, one thread. Formats: journal_format.py; what is believed on opening: journal_recovery.py.
+The interface is that of ``pysyncobj.journal.Journal`` (positions are list positions, not indices), and ``sync``.
+One owner, one thread. Formats: journal_format.py; what is believed on opening: journal_recovery.py.
 """
 
 from __future__ import annotations
@@ -252,8 +252,7 @@ class Journal:
 
     def sync(self) -> None:
         """Make all that was added, cut or set durable: one write, one fdatasync. Nothing pending: nothing done."""
-        if self._failed is not None:
-            raise JournalFailed(self._failed)
+        self._refuse_if_failed()
         if not self._batch:
             return
         if self._batch_bytes > BATCH_BODY_BYTES_MAX:
@@ -277,8 +276,7 @@ class Journal:
             self._fail(f"writing {self._path}", error)
 
     def _append(self, kind: Kind, index: int, term: int, payload: bytes = b"") -> None:
-        if self._failed is not None:
-            raise JournalFailed(self._failed)
+        self._refuse_if_failed()
         record = encode_record(kind, index, term, payload)
         self._batch.append(record)
         self._batch_bytes += len(record)
@@ -346,13 +344,16 @@ class Journal:
         if len(vote) > VOTE_BYTES_MAX:
             raise ValueError(f"a node id of {len(vote)} bytes; at most {VOTE_BYTES_MAX} are kept")
         self._append(Kind.TERM, int(votedForNodeId is not None), term, vote)
-        self.sync()
+        # Before the sync, which may begin a new segment, whose header repeats them.
         self._term, self._vote = term, votedForNodeId
+        self.sync()
 
     def getCurrentTerm(self) -> int:
+        self._refuse_if_failed()
         return self._term
 
     def getVotedForNodeId(self) -> str | None:
+        self._refuse_if_failed()
         return self._vote
 
     def setRaftCommitIndex(self, raftCommitIndex: int) -> None:
@@ -371,7 +372,7 @@ class Journal:
 
     @property
     def synced_index(self) -> int:
-        """Entries up to here survive power loss: the most that a leader counts for itself or a follower confirms."""
+        """Entries up to here survive power loss: the most a leader counts for itself or a follower confirms."""
         return self._synced_index
 
     @property
@@ -390,8 +391,7 @@ class Journal:
 
     def finish_rejoining(self) -> None:
         """The node has caught up with a leader whose term is above any it may have voted in: it may vote again."""
-        if self._failed is not None:
-            raise JournalFailed(self._failed)
+        self._refuse_if_failed()
         if not self._rejoining:
             return
         try:
@@ -461,6 +461,10 @@ class Journal:
         )
         self._refuse_from_now_on(why)
         raise JournalFailed(why) from error
+
+    def _refuse_if_failed(self) -> None:
+        if self._failed is not None:
+            raise JournalFailed(self._failed)
 
     def _refuse_from_now_on(self, why: str) -> None:
         self._failed = why

@@ -11,9 +11,9 @@ from raft.journal_recovery import MARK_NAME, REJOINING_NAME
 def quarantine(directory: str | os.PathLike[str], files: Files = OS_FILES) -> str:
     """Move a damaged store's files aside, into a new folder below ``directory``, and return that folder's path.
 
-    What is left is an empty store that ``Journal.open`` marks as ``rejoining``: the node has forgotten its votes, so it
-    must not vote until it has caught up. The marker is made durable before the first file moves: a crash in between
-    must not leave what looks like the store of a new node, which may vote. Safe to call again.
+    What is left is an empty store that ``Journal.open`` marks as ``rejoining``: the node has forgotten its votes,
+    so it must not vote until it has caught up. The marker is made durable before the first file moves: a crash in
+    between must not leave what looks like the store of a new node, which may vote. Safe to call again.
     """
     path = os.fspath(directory)
     marker = f"{path}/{REJOINING_NAME}"

@@ -7,8 +7,8 @@ both cases; these are the proofs that something had been synced:
 - a batch further on in the file, for it was written only after the sync before it returned;
 - a later segment, for it was made only after the one before was closed, and it tells that one's length;
 - the mark, written after each sync. It survives the death of the process at once, and a power loss once a second
-  has passed since (``Journal.onOneSecondTimer``). What stays open is a bit that rots in the very last batch before a
-  power loss within that second: it is taken for a torn tail.
+  has passed since (``Journal.onOneSecondTimer``). What stays open is a bit that rots in the very last batch
+  before a power loss within that second: it is taken for a torn tail.
 """
 
 from __future__ import annotations
