@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from dedup.ids import Ids, TaskId
-from dedup.suspects import SuspectRun, page
+from dedup.suspects import Suspect, SuspectRun, page
 from raft import ledger_claims, ledger_reads, ledger_registry, ledger_sessions, ledger_suspects
 from raft.codec import CodecError, decode_proposal, open_snapshot, seal_snapshot
 from raft.commands import (
@@ -219,6 +219,10 @@ class Ledger:
             self._listing = (self._state.suspects_version, listing)
         return page(listing, after, limit)
 
+    def suspicions(self, ids: Ids) -> list[tuple[int, Suspect | None]]:
+        """(count, suspect or None), run-length over the order of the ids."""
+        return ledger_reads.suspicions(self._state, ids)
+
     def suspects_of(self, node: str) -> tuple[SuspectRun, ...]:
         """The suspects that this node left, in canonical order; costs what it left."""
         return ledger_reads.suspects_of(self._state, node)
@@ -239,6 +243,9 @@ class Ledger:
     def paused(self, queue: str) -> bool:
         setting = self._state.queues.get(queue)
         return setting is not None and setting.paused
+
+    def paused_queues(self) -> frozenset[str]:
+        return frozenset(name for name, setting in self._state.queues.items() if setting.paused)
 
     @property
     def classes(self) -> Mapping[str, HandlerClass]:

@@ -90,6 +90,14 @@ def classify(state: LedgerState, ids: Ids) -> tuple[Span, ...]:
     return tuple(spans)
 
 
+def suspicions(state: LedgerState, ids: Ids) -> list[tuple[int, Suspect | None]]:
+    """Run-length over the order of the ids: the suspect that stands there, None where none does."""
+    found: list[tuple[int, Suspect | None]] = []
+    for count, value in state.states.spans(ids):
+        found.append((count, value if isinstance(value, Suspect) else None))
+    return found
+
+
 def all_suspects(state: LedgerState) -> list[SuspectRun]:
     """Every suspect in canonical order."""
     return ordered(entry for node in sorted(state.suspects) for entry in _left_by(state, node))
