@@ -42,7 +42,9 @@ class NoCluster(OncekeeperError):
 
 
 class ClusterUnreachable(OncekeeperError):
-    """No node of the cluster answers."""
+    """No node of the cluster answers. ``maybe``: one of them may have done what was asked all the same."""
+
+    maybe = False
 
 
 class SubmitFailed(OncekeeperError):

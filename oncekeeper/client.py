@@ -1,0 +1,385 @@
+"""The client: submits tasks, and asks nodes about them.
+
+With a data directory of this machine it writes the embedded log itself, durably, and then wakes the nodes; that
+works with all nodes down. With addresses it sends tasks to a node. Ids are fixed before the first attempt to
+send, so sending again after an unknown outcome is safe: the cluster runs an id once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dedup.ids import Ids, TaskId, id_text, keyed_id
+from oncekeeper.cluster import Cluster, find_cluster
+from oncekeeper.envelope import TaskBatch, check_body, check_options, encode_task
+from oncekeeper.errors import (
+    ClusterUnreachable,
+    InvalidTask,
+    NoCluster,
+    Refused,
+    ResultTimeout,
+    SubmitFailed,
+    TaskCancelled,
+    TaskFailed,
+    UnknownSubmit,
+    UnknownTask,
+)
+from oncekeeper.handle import Handle, Handles, program
+from oncekeeper.idsource import IdSource
+from oncekeeper.log.embedded import EmbeddedLog, open_log
+from oncekeeper.log.port import UnknownAppend, Unsent
+
+if TYPE_CHECKING:
+    import httpx
+
+TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 1.0
+_POST_TASKS = 2000
+_POST_BYTES = 2 * 1024 * 1024
+_WAIT_S = 20.0  # the longest a node is asked to hold an answer back
+_UNREACHABLE_S = 10.0  # how long ``result`` waits for a cluster that does not answer: an election, a restart
+_PAUSE_S = 0.1
+
+_encode = msgspec.json.Encoder().encode
+_abandoned: list[object] = []
+
+
+class Client:
+    """Safe for threads, and in a forked child. ``cluster``: see find_cluster. Nothing is opened before use."""
+
+    def __init__(
+        self,
+        cluster: str | os.PathLike[str] | Cluster | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self.cluster = cluster if isinstance(cluster, Cluster) else find_cluster(cluster)
+        if self.cluster.directory is not None and self.cluster.log != "embedded":
+            raise NoCluster(f"{self.cluster}: log={self.cluster.log!r} is not one that this client can write")
+        self._timeout_s = timeout_s
+        self._start()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # over the log and the making of connections
+        self._log: EmbeddedLog | None = None
+        self._http: httpx.Client | None = None
+        self._socket: socket.socket | None = None
+        self._first = 0  # the address that answered last
+        self._ids = IdSource(self._allocate)
+        self._by = f"{socket.gethostname()}:{self._pid} {program()}"
+
+    def _after_fork(self) -> None:
+        """A child must not give out its parent's ids, nor use or close its connections (SQLite forbids it)."""
+        if self._pid != os.getpid():
+            _abandoned.extend((self._log, self._http, self._ids))
+            self._start()
+
+    def close(self) -> None:
+        """Let go of files and connections. The client can be used again."""
+        self._after_fork()
+        with self._lock:
+            for part in (self._log, self._http, self._socket):
+                if part is not None:
+                    part.close()
+            self._log = self._http = self._socket = None
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- submitting -------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        handler: str,
+        body: Mapping[str, Any] | bytes,
+        *,
+        key: str | None = None,
+        queue: str = "default",
+        ttr: float | None = None,
+        traceparent: str = "",
+    ) -> Handle[Any]:
+        """Submit a task by its handler's name; the worker checks the body against the handler's types."""
+        ids = self.send(
+            handler,
+            [body if isinstance(body, bytes) else _encode(body)],
+            queue=queue,
+            ttr_ms=0 if ttr is None else round(ttr * 1000),
+            keys=() if key is None else (key,),
+            traceparent=traceparent,
+        )
+        return Handle(self, next(iter(ids)))
+
+    def submit_many(
+        self,
+        handler: str,
+        bodies: Iterable[Mapping[str, Any] | bytes],
+        *,
+        keys: Sequence[str] = (),
+        queue: str = "default",
+        ttr: float | None = None,
+    ) -> Handles[Any]:
+        """Submit tasks of one handler, all or none."""
+        texts = [body if isinstance(body, bytes) else _encode(body) for body in bodies]
+        ids = self.send(
+            handler, texts, queue=queue, ttr_ms=0 if ttr is None else round(ttr * 1000), keys=keys
+        )
+        return Handles(self, [ids])
+
+    def send(
+        self,
+        handler: str,
+        bodies: Sequence[bytes],
+        *,
+        queue: str = "default",
+        ttr_ms: int = 0,
+        keys: Sequence[str] = (),
+        traceparent: str = "",
+        ids: Ids | None = None,
+    ) -> Ids:
+        """Store tasks (JSON texts) durably, all or none; their ids, in the order of the bodies.
+
+        ``keys``: an idempotency key each. ``ids``: send these again, after UnknownSubmit. Raises InvalidTask,
+        SubmitFailed, ClusterUnreachable (nothing was stored) or UnknownSubmit (send the same ids again).
+        """
+        self._after_fork()
+        check_options(handler, queue, ttr_ms, None)
+        for body in bodies:
+            check_body(body)
+        if keys and len(keys) != len(bodies):
+            raise InvalidTask("keys", f"must be as many as the tasks: {len(keys)} keys, {len(bodies)} tasks")
+        for key in keys:
+            check_options(handler, queue, ttr_ms, key)
+        if not bodies:
+            return Ids()
+        if ids is None:
+            ids = (
+                self._ids.take(len(bodies)) if not keys else Ids(keys=tuple(keyed_id(queue, k) for k in keys))
+            )
+        batches, at = [], 0
+        for part in [Ids((run,)) for run in ids.runs] + ([Ids(keys=ids.keys)] if ids.keys else []):
+            batches.append(
+                TaskBatch(
+                    queue=queue,
+                    handler=handler,
+                    ids=part,
+                    bodies=tuple(bodies[at : at + len(part)]),
+                    ttr_ms=ttr_ms,
+                    keys=tuple(keys),
+                    traceparent=traceparent,
+                    submitted_ms=time.time_ns() // 1_000_000,
+                    submitted_by=self._by,
+                )
+            )
+            at += len(part)
+        if self.cluster.directory is not None:
+            self._append(batches, ids)
+            self.wake()
+        else:
+            self._post(batches, ids)
+        return ids
+
+    def _append(self, batches: Sequence[TaskBatch], ids: Ids) -> None:
+        with self._lock:
+            if self._log is None:
+                assert self.cluster.directory is not None
+                self._log = open_log(self.cluster.directory, cluster_id=self.cluster.cluster_id)
+            try:
+                self._log.append(batches)
+            except Unsent as error:
+                raise SubmitFailed(f"nothing was stored: {error}") from error
+            except UnknownAppend as error:
+                raise UnknownSubmit(f"the tasks may or may not have been stored: {error}", ids) from error
+
+    def wake(self) -> None:
+        """Tell the nodes of this machine that there is work. A lost datagram costs latency, nothing else."""
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
+        for port in self.cluster.wake_ports:
+            try:
+                self._socket.sendto(b"", ("127.0.0.1", port))
+            except OSError:
+                continue  # that node is down, or busy enough to look at the log by itself
+
+    def _post(self, batches: Sequence[TaskBatch], ids: Ids) -> None:
+        sent = 0
+        for lines in _requests(batches):
+            try:
+                self.request(
+                    "POST",
+                    "/v1/tasks",
+                    content=b"\n".join(lines) + b"\n",
+                    content_type="application/x-ndjson",
+                )
+            except (ClusterUnreachable, Refused) as error:
+                if sent or getattr(error, "maybe", False):
+                    raise UnknownSubmit(
+                        f"{sent} of {len(ids)} tasks were stored, of the rest it is not known: {error}; "
+                        "sending the same ids again is safe",
+                        ids,
+                    ) from error
+                if isinstance(error, Refused) and error.status in (400, 413):
+                    raise InvalidTask(error.field or "task", str(error)) from error
+                raise
+            sent += len(lines)
+
+    def _allocate(self, count: int) -> tuple[int, int]:
+        answer = self.request("POST", "/v1/ids", json={"count": count})
+        return int(answer["start"]), int(answer["count"])
+
+    # --- asking -----------------------------------------------------------------------------------------------
+
+    def handle(self, task_id: TaskId) -> Handle[Any]:
+        """The handle of a task that was submitted elsewhere."""
+        return Handle(self, task_id)
+
+    def task(self, task_id: TaskId) -> dict[str, Any]:
+        """What the cluster knows of a task; ``state`` is always there. UnknownTask if it knows none."""
+        return self.request("GET", f"/v1/tasks/{id_text(task_id)}")
+
+    def why(self, task_id: TaskId) -> dict[str, Any]:
+        return self.request("GET", f"/v1/tasks/{id_text(task_id)}/why")
+
+    def cancel(self, task_id: TaskId) -> str:
+        return str(self.request("POST", f"/v1/tasks/{id_text(task_id)}/cancel").get("state", "cancelled"))
+
+    def retry(self, task_id: TaskId) -> str:
+        return str(self.request("POST", f"/v1/tasks/{id_text(task_id)}/retry").get("state", "waiting"))
+
+    def result(self, task_id: TaskId, timeout_s: float | None = None) -> Any:
+        """Wait for the task to end; its result as plain JSON values (None if none was recorded)."""
+        text = id_text(task_id)
+        now = time.monotonic()
+        deadline = float("inf") if timeout_s is None else now + timeout_s
+        silent_until, state = now + _UNREACHABLE_S, "unknown"
+        while True:
+            wait_s = max(0.0, min(_WAIT_S, deadline - time.monotonic()))
+            try:
+                answer = self.request(
+                    "GET",
+                    f"/v1/tasks/{text}/result",
+                    params={"wait_ms": int(wait_s * 1000)},
+                    timeout_s=wait_s + self._timeout_s,
+                )
+            except ClusterUnreachable:
+                if time.monotonic() >= min(deadline, silent_until):
+                    raise
+                time.sleep(_PAUSE_S)  # an election, or a node that starts again
+                continue
+            silent_until = time.monotonic() + _UNREACHABLE_S
+            state = str(answer["state"])
+            if state == "executed":
+                return answer.get("result")
+            if state == "cancelled":
+                raise TaskCancelled(f"task {text} was cancelled before it started")
+            if state == "dead":
+                raise TaskFailed(f"task {text} is dead: {answer.get('error') or 'no reason was recorded'}")
+            if time.monotonic() >= deadline:
+                raise ResultTimeout(f"task {text} is {state} after {timeout_s} seconds")
+            if wait_s > 0 and answer.get("waited") is False:
+                time.sleep(_PAUSE_S)  # a node that cannot hold answers back is not asked in a tight loop
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: object = None,
+        content: bytes | None = None,
+        content_type: str = "application/json",
+        params: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, Any]:
+        """One request to whichever node answers; its JSON answer.
+
+        Each node is tried once, whatever became of the one before: all requests of this API may be repeated.
+        Raises Refused (UnknownTask) as a node's answer, or ClusterUnreachable, with ``maybe`` set if a node may
+        have done what was asked.
+        """
+        self._after_fork()
+        import httpx  # takes a tenth of a second, and a publisher may never need it
+
+        http = self._connection()
+        data = _encode(json) if json is not None else content
+        headers = {"content-type": content_type} if data is not None else {}
+        failures: list[str] = []
+        maybe = False
+        for turn in range(len(self.cluster.urls)):
+            number = (self._first + turn) % len(self.cluster.urls)
+            url = self.cluster.urls[number]
+            limit = httpx.Timeout(timeout_s or self._timeout_s, connect=CONNECT_TIMEOUT_S)
+            try:
+                response = http.request(
+                    method, url + path, content=data, params=params, headers=headers, timeout=limit
+                )
+            except httpx.TransportError as error:
+                maybe |= not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+                failures.append(f"{url}: {error or type(error).__name__}")
+                continue
+            if response.status_code >= 500:
+                # 503: the node did not do it. Any other: it cannot tell.
+                maybe |= response.status_code != 503
+                failures.append(f"{url}: {_error_text(response)[0]}")
+                continue
+            self._first = number
+            if response.status_code >= 400:
+                text, field = _error_text(response)
+                kind = UnknownTask if response.status_code == 404 else Refused
+                raise kind(text, response.status_code, field)
+            return _object(response.content, url)
+        unreachable = ClusterUnreachable(f"no node of {self.cluster} answers: {'; '.join(failures)}")
+        unreachable.maybe = maybe
+        raise unreachable
+
+    def _connection(self) -> httpx.Client:
+        import httpx
+
+        with self._lock:
+            if self._http is None:
+                # trust_env=False: a proxy of the environment must not see the token, nor stand before loopback.
+                self._http = httpx.Client(
+                    headers={"authorization": f"Bearer {self.cluster.token}"}, trust_env=False
+                )
+            return self._http
+
+
+def _requests(batches: Sequence[TaskBatch]) -> Iterator[list[bytes]]:
+    """The messages of ``batches`` in groups that a node takes in one request, which it stores all or none."""
+    lines: list[bytes] = []
+    size = 0
+    for batch in batches:
+        for at in range(len(batch)):
+            line = encode_task(batch.part(at, 1))
+            if lines and (len(lines) >= _POST_TASKS or size + len(line) > _POST_BYTES):
+                yield lines
+                lines, size = [], 0
+            lines.append(line)
+            size += len(line)
+    if lines:
+        yield lines
+
+
+def _error_text(response: httpx.Response) -> tuple[str, str | None]:
+    try:
+        answer = msgspec.json.decode(response.content)
+        return str(answer["error"]), answer.get("field")
+    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError):
+        return f"HTTP {response.status_code}: {response.text[:200]}", None
+
+
+def _object(content: bytes, url: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(content, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise Refused(f"{url} answered what is no JSON object: {error}") from error
