@@ -29,7 +29,7 @@ SEED_MAX = 2**64 - 1
 PROBES_MAX = 64
 
 _SIZE_SLACK = 1.15
-_SNAPSHOT = struct.Struct("<QQBQ")  # m, capacity, k, added
+_SNAPSHOT = struct.Struct("<QQQBQ")  # m, bits laid out, capacity, k, added
 
 
 class Hashes(NamedTuple):
@@ -66,50 +66,58 @@ def bits_and_probes(capacity: int, error_rate: float) -> tuple[int, int]:
 class BloomFilter:
     """A filter for ``capacity`` keys at ``error_rate``; beyond its capacity the rate rises, no more."""
 
-    def __init__(self, capacity: int, error_rate: float) -> None:
+    def __init__(self, capacity: int, error_rate: float, *, laid_out: bool = True) -> None:
+        """Not ``laid_out``, it takes no memory yet; call ``lay_out`` until it is true, before all else."""
         if capacity < 1:
             raise ValueError(f"capacity={capacity} must be at least 1")
         if not 0 < error_rate < 1:
             raise ValueError(f"error_rate={error_rate} must be between 0 and 1, both exclusive")
-        size, self._probes = bits_and_probes(capacity, error_rate)
-        self._bits = zeros(size, endian="little")
+        self.bits, self._probes = bits_and_probes(capacity, error_rate)
+        self._bits = zeros(self.bits if laid_out else 0, endian="little")
         self.capacity = capacity
         self.added = 0
         """Additions so far; a key added twice counts twice."""
 
     @property
-    def bits(self) -> int:
-        return len(self._bits)
-
-    @property
     def probes(self) -> int:
         return self._probes
 
+    @property
+    def is_laid_out(self) -> bool:
+        return len(self._bits) == self.bits
+
+    def lay_out(self, bits: int) -> bool:
+        """Clear the next ``bits``; whether all are."""
+        missing = self.bits - len(self._bits)
+        if missing:
+            self._bits += zeros(min(bits, missing), endian="little")
+        return bits >= missing
+
     def add(self, hashes: Hashes) -> None:
-        size = len(self._bits)
-        bits = self._bits
-        a, b = hashes
-        bits[[x % size for x in a]] = 1
-        for i in range(1, self._probes):
-            bits[[(x + i * y) % size for x, y in zip(a, b, strict=True)]] = 1
-        self.added += len(a)
+        size, bits = self.bits, self._bits
+        places = [x % size for x in hashes.a]
+        bits[places] = 1
+        for _ in range(1, self._probes):
+            places = [(place + y) % size for place, y in zip(places, hashes.b, strict=True)]
+            bits[places] = 1
+        self.added += len(places)
 
     def query(self, hashes: Hashes) -> bitarray:
         """A bit a key: 0 = surely not added, 1 = perhaps added."""
-        size = len(self._bits)
-        bits = self._bits
-        a, b = hashes
-        perhaps = bits[[x % size for x in a]]
-        possible: Sequence[int] | None = None  # positions in the batch, None = all
-        hits = perhaps
-        for i in range(1, self._probes):
+        size, bits = self.bits, self._bits
+        steps = hashes.b
+        places = [x % size for x in hashes.a]
+        perhaps = hits = bits[places]
+        possible: Sequence[int] | None = None  # the keys that hits is about; None = all
+        for _ in range(1, self._probes):
             hit_count = hits.count()
             if hit_count == 0:
                 break
             if hit_count < len(hits):
-                a, b = list(compress(a, hits)), list(compress(b, hits))
+                places, steps = list(compress(places, hits)), list(compress(steps, hits))
                 possible = list(compress(range(len(hits)) if possible is None else possible, hits))
-            hits = bits[[(x + i * y) % size for x, y in zip(a, b, strict=True)]]
+            places = [(place + step) % size for place, step in zip(places, steps, strict=True)]
+            hits = bits[places]
             if possible is None:
                 perhaps = hits
             else:
@@ -117,7 +125,7 @@ class BloomFilter:
         return perhaps
 
     def snapshot(self) -> bytes:
-        header = _SNAPSHOT.pack(len(self._bits), self.capacity, self._probes, self.added)
+        header = _SNAPSHOT.pack(self.bits, len(self._bits), self.capacity, self._probes, self.added)
         return header + self._bits.tobytes()
 
     @classmethod
@@ -125,15 +133,16 @@ class BloomFilter:
         """The filter whose ``snapshot`` this is; ValueError says what is wrong with it."""
         if len(data) < _SNAPSHOT.size:
             raise ValueError(f"a Bloom filter of {len(data)} bytes is shorter than its header")
-        size, capacity, probes, added = _SNAPSHOT.unpack_from(data)
+        size, laid_out, capacity, probes, added = _SNAPSHOT.unpack_from(data)
         body = data[_SNAPSHOT.size :]
-        if size < 1 or capacity < 1 or not 1 <= probes <= PROBES_MAX:
+        if not 0 <= laid_out <= size or size < 1 or capacity < 1 or not 1 <= probes <= PROBES_MAX:
             raise ValueError(f"a Bloom filter of {size} bits, {capacity} keys and {probes} probes cannot be")
-        if len(body) != (size + 7) // 8:
-            raise ValueError(f"a Bloom filter of {size} bits has {len(body)} bytes of them")
+        if len(body) != (laid_out + 7) // 8:
+            raise ValueError(f"a Bloom filter of {laid_out} bits has {len(body)} bytes of them")
         bloom = cls.__new__(cls)
         bloom._bits = bitarray(endian="little")
         bloom._bits.frombytes(bytes(body))
-        del bloom._bits[size:]
+        del bloom._bits[laid_out:]
+        bloom.bits = size
         bloom._probes, bloom.capacity, bloom.added = probes, capacity, added
         return bloom

@@ -32,8 +32,9 @@ from dedup.ids import KEY_BYTES
 FILTER_KEYS_MIN = 4096
 FILTER_ERROR_RATE = 0.01
 
-_FILL = 40  # keys in the mean bucket when one splits
-_CARRY = 6  # keys carried to the next filter for each key added: done after 1/6 of 3/4 of the capacity
+_KEY_MASK = KEY_BYTES - 1
+_FILL = 64  # keys in the mean bucket when one splits
+_CARRY = 5  # keys carried to the next filter for each key added
 _GENERATION = struct.Struct("<QQQQQ")  # start_ms, newest_ms, count, buckets, carried
 _FILTER = struct.Struct("<QB")  # bytes of it, whether it is the next one
 
@@ -63,38 +64,33 @@ class Generation:
         found = self.perhaps(hashes)
         if not found.any():
             return found
-        buckets, mask, total = self._buckets, self._mask, len(self._buckets)
-        half = mask >> 1
-        wrong: list[int] = []
-        for at in found.search(1):
-            key = keys[at]
-            number = hashes.a[at] & mask
-            bucket = buckets[number if number < total else number & half]
-            where = bucket.find(key)
-            # A match across the border of two keys is none; what follows it may be one.
-            while where % KEY_BYTES and where > 0:
-                where = bucket.find(key, where + 1)
-            if where < 0:
-                wrong.append(at)
-        if wrong:
-            found[wrong] = 0
+        likely = None if found.all() else list(found.search(1))
+        if likely is None:
+            numbers = self._numbers(hashes.a)
+            looked_for = keys
+        else:
+            numbers = self._numbers([hashes.a[at] for at in likely])
+            looked_for = [keys[at] for at in likely]
+        buckets = self._buckets
+        places = list(map(bytes.find, map(buckets.__getitem__, numbers), looked_for))
+        # Neither -1 nor a match across the border of two keys is a multiple of the key's size.
+        doubtful = [at for at, place in enumerate(places) if place & _KEY_MASK]
+        for at in doubtful:
+            if not _holds(buckets[numbers[at]], looked_for[at], places[at]):
+                found[at if likely is None else likely[at]] = 0
         return found
 
     def add(self, keys: Sequence[bytes], hashes: Hashes, now_ms: int) -> None:
         """Add keys of which none is here and none is twice in the batch."""
-        buckets, mask = self._buckets, self._mask
-        half, total = mask >> 1, len(buckets)
-        for key, a in zip(keys, hashes.a, strict=True):
-            number = a & mask
-            if number >= total:
-                number &= half
+        buckets = self._buckets
+        for key, number in zip(keys, self._numbers(hashes.a), strict=True):
             buckets[number] += key
         self.count += len(keys)
         self.newest_ms = max(self.newest_ms, now_ms)
         while self.count > _FILL * len(self._buckets):
             self._split()
         self._filter.add(hashes)
-        if self._next is not None:
+        if self._next is not None and self._next.is_laid_out:
             self._next.add(hashes)
         self._tend_filter(len(keys))
 
@@ -150,6 +146,12 @@ class Generation:
         buckets, self._buckets = self._buckets, [b""]
         return buckets
 
+    def _numbers(self, a: Sequence[int]) -> list[int]:
+        """The bucket of each hash: by L + 1 bits of it, or by L if that bucket is not split off yet."""
+        mask, total = self._mask, len(self._buckets)
+        half = mask >> 1
+        return [number if (number := x & mask) < total else number & half for x in a]
+
     def _split(self) -> None:
         """Divide the next bucket in turn by one more bit of the hash."""
         total = len(self._buckets)
@@ -165,10 +167,15 @@ class Generation:
     def _tend_filter(self, added: int) -> None:
         """Begin, go on with, or finish the replacement of a filter that fills up."""
         if self._next is None:
-            if 4 * self.count < 3 * self._filter.capacity:
+            if 8 * self.count < 5 * self._filter.capacity:
                 return
-            self._next = BloomFilter(2 * max(self._filter.capacity, self.count), self._error_rate)
+            # Laid out over the next eighth of the old capacity: to clear megabytes at once is a stall.
+            self._next = BloomFilter(
+                2 * max(self._filter.capacity, self.count), self._error_rate, laid_out=False
+            )
             self._carried = 0
+        if not self._next.lay_out(8 * added * self._next.bits // self._filter.capacity + 1):
+            return
         end = self._carried + 1 + added * _CARRY // _FILL
         keys = _keys_of(b"".join(self._buckets[self._carried : end]))
         self._next.add(hash_keys(keys, self._seed))
@@ -177,6 +184,13 @@ class Generation:
         self._carried = end
         if end >= len(self._buckets):
             self._filter, self._next, self._carried = self._next, None, 0
+
+
+def _holds(bucket: bytes, key: bytes, place: int) -> bool:
+    """Whether ``bucket`` holds ``key`` at a border, given the first place where its bytes are."""
+    while place & _KEY_MASK and place >= 0:
+        place = bucket.find(key, place + 1)
+    return place >= 0
 
 
 def _keys_of(bucket: bytes) -> list[bytes]:
