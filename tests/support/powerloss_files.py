@@ -14,7 +14,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 
-from tests.support.powerloss_disk import Change, Disk, Loss, Truncate, Write, apply_change
+from tests.support.powerloss_disk import Change, Disk, FileKey, Loss, Truncate, Write, apply_change
 
 
 class PowerLost(Exception):
@@ -35,9 +35,11 @@ class SimulatedFile:
         self._check()
         whole = bytes(data)
         room = self._files.room_for(self._key, offset, len(whole))
-        # The write reaches the page cache even where power fails during it: then part of it may survive.
-        self._files.change(self._key, Write(offset, whole[:room]))
-        self._files.step("pwrite")
+        try:
+            self._files.step("pwrite", lambda: self._files.change(self._key, Write(offset, whole[:room])))
+        except OSError:
+            self._files.change(self._key, Write(offset, whole[: room // 2]))  # an error may come halfway
+            raise
         if room < len(whole):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -48,8 +50,7 @@ class SimulatedFile:
 
     def truncate(self, size: int) -> None:
         self._check()
-        self._files.change(self._key, Truncate(size))
-        self._files.step("truncate")
+        self._files.step("truncate", lambda: self._files.change(self._key, Truncate(size)))
 
     def size(self) -> int:
         return len(self._files.live(self._key))
@@ -138,8 +139,8 @@ class SimulatedFiles:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
             self._need_directory(path)
             self._keys += 1
-            self.disk.file(self._keys)
-            self.disk.change_names({path: self._keys})
+            self.step("open", lambda: self.disk.change_names({path: self._keys}))
+            return SimulatedFile(self, self._keys)
         key = self._key(path)
         self.step("open")
         return SimulatedFile(self, key)
@@ -163,18 +164,16 @@ class SimulatedFiles:
         )
 
     def make_directory(self, path: str) -> None:
-        self._add_directories(path)
-        self.step("make_directory")
+        self.step("make_directory", lambda: self._add_directories(path))
 
     def rename(self, source: str, target: str) -> None:
         self._need_directory(target)
-        self.disk.change_names({source: None, target: self._key(source)})
-        self.step("rename")
+        names: dict[str, FileKey | None] = {source: None, target: self._key(source)}
+        self.step("rename", lambda: self.disk.change_names(names))
 
     def unlink(self, path: str) -> None:
         self._key(path)
-        self.disk.change_names({path: None})
-        self.step("unlink")
+        self.step("unlink", lambda: self.disk.change_names({path: None}))
 
     def sync_directory(self, path: str) -> None:
         self.step("sync_directory")
@@ -182,15 +181,19 @@ class SimulatedFiles:
 
     # --- below the port
 
-    def step(self, operation: str) -> None:
+    def step(self, operation: str, effect: Callable[[], None] = lambda: None) -> None:
+        """One operation: an error comes before its effect; a power loss after, when it may survive in part."""
         self.steps += 1
-        if self._power_fails_at is not None and self.steps >= self._power_fails_at:
+        if self._power_fails_at is not None and self.steps > self._power_fails_at:
             raise PowerLost(f"at operation {self.steps}, {operation}")
         if self.before_step is not None:
             self.before_step(operation)
         failures = self._failures.get(operation)
         if failures and (error := failures.popleft()):
             raise OSError(error, os.strerror(error))
+        effect()
+        if self.steps == self._power_fails_at:
+            raise PowerLost(f"at operation {self.steps}, {operation}")
 
     def change(self, key: int, change: Change) -> None:
         self.live(key)
