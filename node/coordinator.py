@@ -145,13 +145,13 @@ class Coordinator:
             times.append(doubted)
         return min(times, default=None)
 
-    def commit_positions(self) -> list[m.Effect]:
-        """Committing is asked for on its own, by time: a position a task would be a disk write a task."""
+    def commit_positions(self) -> dict[int, int]:
+        """What moved since the last call; asked for by time, because a position a task were a write a task."""
         moved = {}
         for number, partition in self._partitions.items():
             if partition.offsets.position > partition.committed:
                 moved[number] = partition.committed = partition.offsets.position
-        return [m.Commit(moved)] if moved else []
+        return moved
 
     # --- what is read -----------------------------------------------------------------------------------------
 

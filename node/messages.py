@@ -125,13 +125,6 @@ class StoreAside:
 
 
 @dataclass(frozen=True, slots=True)
-class Commit:
-    """Move committed positions forward."""
-
-    positions: Mapping[int, int]
-
-
-@dataclass(frozen=True, slots=True)
 class Remember:
     """For the work history."""
 
@@ -147,4 +140,4 @@ class Release:
     count: int
 
 
-Effect = Read | Propose | Dispatch | StoreAside | Commit | Remember | Release
+Effect = Read | Propose | Dispatch | StoreAside | Remember | Release

@@ -46,7 +46,7 @@ def run_seed(seed: int, kills: float) -> World:
         run_schedule(world, 120, kills)
     settle_all(world)
     check_books(world, list(names), names)
-    # world.ledger.check_invariants()
+    world.ledger.check_invariants()
     for task_id in names:
         assert world.ledger.describe(task_id).state in ("executed", "dead"), (seed, task_id)  # type: ignore[arg-type]
     return world

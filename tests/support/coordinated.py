@@ -175,8 +175,6 @@ class FakeNode:
             case m.StoreAside(ticket, tasks):
                 self.world.log.put_aside(tasks)
                 self._events.append(m.AsideStored(ticket))
-            case m.Commit(positions):
-                self.world.log.commit(positions)
             case m.Remember(attempts):
                 self.attempts.extend(attempts)
             case m.Release():
@@ -188,8 +186,7 @@ class FakeNode:
         self.feed(m.Answers(effect.ticket, self.world.propose(effect.commands)))
 
     def commit(self) -> None:
-        for effect in self.coordinator.commit_positions():
-            self.perform(effect)
+        self.world.log.commit(self.coordinator.commit_positions())
 
     def work_one(self, die_before_report: bool = False) -> None:
         """A worker runs one task of the oldest Work: mark, effect, mark, report."""

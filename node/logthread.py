@@ -1,0 +1,34 @@
+"""The task log as the loop uses it: reads at once, writes in a thread of their own.
+
+A read is one range scan of pages that were just written, some tens of microseconds: handing it to a thread
+would cost more than it takes. A write waits for the disk and for the locks of other processes, so it never
+happens on the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from oncekeeper.log.port import TaskLog
+
+T = TypeVar("T")
+
+
+class LogThread:
+    """``reader`` belongs to the loop; ``run`` and ``submit`` use another handle, in the thread."""
+
+    def __init__(self, open_log: Callable[[], TaskLog]) -> None:
+        self.reader = open_log()
+        self._writer = open_log()
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log")
+
+    async def run(self, work: Callable[[TaskLog], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, self._writer)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True)
+        self._writer.close()
+        self.reader.close()

@@ -1,0 +1,133 @@
+"""The running node as the HTTP layer sees it: ``NodeFacade`` over the parts that ``Service`` holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dedup.ids import TaskId
+from node.facade import LocalStatus, NodeIdentity, PartitionStatus, PeerAnswer
+from node.http.peers import PeerClient
+from node.records import Records
+from node.session import boottime_ms
+from node.workers.port import HandlerInfo
+from oncekeeper.envelope import TaskBatch
+from oncekeeper.log.port import Appended, TaskLog
+from raft.commands import Answer, Command
+from raft.ledger import Ledger
+
+if TYPE_CHECKING:
+    from node.service import Service
+
+T = TypeVar("T")
+
+
+class RunningNode:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        config = service.config
+        self._peer_addresses = {
+            name: str(peer.http) for name, peer in config.peers.items() if name != config.node_id
+        }
+        self._peers = PeerClient(self._peer_addresses, service.http_token)
+
+    @property
+    def identity(self) -> NodeIdentity:
+        service, config = self._service, self._service.config
+        return NodeIdentity(
+            node=config.node_id,
+            cluster_id=config.cluster_id,
+            incarnation=service.incarnation,
+            version=version("oncekeeper"),
+            pid=os.getpid(),
+            started_ms=service.started_ms,
+            app=config.app,
+            app_dir=str(config.app_dir),
+            data_dir=str(config.data_dir),
+            log=config.log,
+            partitions=service.log.reader.partitions,
+            raft=str(config.raft),
+            http=str(config.http),
+            session_timeout_ms=config.session_timeout_ms,
+            fence_margin_ms=config.fence_margin_ms,
+        )
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._service.ledger
+
+    @property
+    def records(self) -> Records:
+        return self._service.records
+
+    @property
+    def handlers(self) -> Mapping[str, HandlerInfo]:
+        return self._service.pools.handlers
+
+    @property
+    def peers(self) -> Mapping[str, str]:
+        return self._peer_addresses
+
+    def local_status(self) -> LocalStatus:
+        service = self._service
+        replica = service.replica.status()
+        views = service.coordinator.partition_views()
+        keeper = service.session
+        return LocalStatus(
+            node=service.config.node_id,
+            incarnation=service.incarnation,
+            session=keeper.session,
+            role=replica.role,
+            leader=replica.leader,
+            term=replica.term,
+            applied_index=replica.applied_index,
+            lease_left_ms=keeper.lease.left_ms(boottime_ms()),
+            takes_work=service.takes_work,
+            pid=os.getpid(),
+            partitions=tuple(
+                PartitionStatus(
+                    partition=view.partition,
+                    position=view.position,
+                    frontier=view.frontier,
+                    waiting=view.waiting,
+                    delayed=view.delayed,
+                    running=view.running,
+                    suspect=view.suspect,
+                )
+                for view in views
+            ),
+            running=service.coordinator.running_tasks,
+            tasks_settled=service.coordinator.settled_tasks,
+            workers=service.worker_counts(),
+            notes=service.all_notes(),
+        )
+
+    async def propose(self, commands: tuple[Command, ...], timeout_ms: int) -> tuple[Answer, ...]:
+        return (await self._service.proposer.propose(commands, timeout_ms)).answers
+
+    async def barrier(self, timeout_ms: int) -> None:
+        await self._service.barrier(timeout_ms)
+
+    async def validate(self, handler: str, bodies: Sequence[bytes]) -> tuple[int, str] | None:
+        return await self._service.pools.validate(handler, bodies)
+
+    async def append(self, batches: Sequence[TaskBatch]) -> list[Appended]:
+        appended = await self._service.log.run(lambda log: log.append(batches))
+        self._service.waker.wake({place.partition for place in appended})
+        return appended
+
+    async def with_log(self, work: Callable[[TaskLog], T]) -> T:
+        return await self._service.log.run(work)
+
+    async def ask_peer(
+        self, node: str, method: str, path: str, body: Any = None, *, timeout_ms: int = 1500
+    ) -> PeerAnswer:
+        return await self._peers.ask(node, method, path, body, timeout_ms=timeout_ms)
+
+    async def wait_settled(self, task_id: TaskId, timeout_ms: int) -> bool:
+        return await self._service.wait_settled(task_id, timeout_ms)
+
+    async def close(self) -> None:
+        await self._peers.close()

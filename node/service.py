@@ -1,0 +1,568 @@
+"""The running node: the one loop where all parts meet.
+
+    replica --applied--> records, ownership, coordinator        pools --reports--> coordinator
+    coordinator --effects--> replica, pools, log, records        wake, ticks ----> coordinator
+
+The coordinator decides and this module performs, on one event loop; what would block it runs in the log's
+thread, the records' thread, or the workers. It starts in the order in which it may be trusted: first the replica
+catches up, then the journals of former lives are read, and only with a session of its own does it take work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any, assert_never
+
+from dedup.ids import TaskId, ids_of
+from node import messages as m
+from node import sweeper
+from node.cluster import http_token, read_secret
+from node.config import NodeConfig
+from node.coordinator import Coordinator
+from node.facade import OutcomeUnknown, Unavailable
+from node.http.server import HttpServer
+from node.logging import set_up_logging
+from node.logthread import LogThread
+from node.ownership import owned_by
+from node.proposer import Proposer
+from node.records import Records, RecordsLimits, recorded
+from node.running import RunningNode
+from node.session import SessionKeeper, boottime_ms, next_incarnation
+from node.testify import lives, testimonies
+from node.views import CoordinatorSettings
+from node.wake import Waker, listen
+from node.workers.events import (
+    GuardRestarted,
+    PoolEvent,
+    PoolSettings,
+    Printed,
+    WorkerEnded,
+    WorkerFailed,
+    WorkerStarted,
+)
+from node.workers.pools import WorkerPools
+from node.workers.port import Report
+from node.workers.testimony import forget, incarnations, read_testimony
+from oncekeeper.errors import LogUnusable
+from oncekeeper.log.embedded import open_log
+from oncekeeper.log.port import Aside, Undecodable, UnknownAppend, Unsent
+from raft.commands import (
+    Advance,
+    Command,
+    Effects,
+    Freed,
+    Outcome,
+    QueueChanged,
+    Resolved,
+    SessionClosed,
+    SessionOpened,
+    Suspected,
+    Testify,
+)
+from raft.ledger import Ledger
+from raft.replica import Replica, ReplicaConfig, ReplicaStatus
+
+_log = logging.getLogger("oncekeeper.node")
+
+ADVANCE_MS = 250
+COMMIT_MS = 200
+LOOK_MS = 1_000  # how often to look at the log unasked, should a wake have been lost
+SWEEP_MS = 60_000
+DISK_RETRY_MS = 500
+RETAIN_MS = 30_000
+SETTLED_POLL_MS = 20
+SETTLE_S_MAX = 5.0
+READ_BYTES_MAX = 8 << 20
+
+
+def wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Service:
+    def __init__(self, config: NodeConfig, secret: bytes) -> None:
+        self.config = config
+        self.started_ms = wall_ms()
+        self.ledger = Ledger(config.bloom_seed)
+        self.replica = Replica(
+            replica_config(config, secret),
+            self.ledger,
+            on_applied=self._applied,
+            on_status=self._replica_status,
+            on_fatal=self._fatal,
+        )
+        self.proposer = Proposer(self.replica)
+        self.records = Records.open(
+            config.data_dir / "history.db", RecordsLimits(keep_ms=config.history_keep_ms)
+        )
+        self.log = LogThread(lambda: open_log(config.cluster_dir, cluster_id=config.cluster_id))
+        self.coordinator = Coordinator(
+            self.ledger,
+            CoordinatorSettings(node=config.node_id, testimony_wait_ms=config.testimony_wait_ms),
+        )
+        self.incarnation = next_incarnation(config.data_dir)
+        self.pool_settings = pool_settings(config)
+        self.pools = WorkerPools(
+            config.app,
+            str(config.app_dir),
+            self.pool_settings,
+            config.data_dir / "work",
+            self.incarnation,
+            on_reports=self._reports,
+            on_event=self._pool_event,
+        )
+        self._pools_incarnation = self.incarnation
+        self.session = SessionKeeper(
+            config,
+            self.proposer,
+            on_joined=self._joined,
+            on_lease=lambda deadline_ms: self.pools.set_lease(deadline_ms * 1_000_000),
+            on_fenced=self._fenced,
+        )
+        self.waker = Waker(config.wake_ports)
+        self.notes: dict[str, str] = {}
+        self.http_token = http_token(secret)
+        self.face = RunningNode(self)
+        self.http = HttpServer(self.face, config.http, self.http_token)
+        self._events: deque[m.Event] = deque()
+        self._feeding = False
+        self._tick_timer: asyncio.TimerHandle | None = None
+        self._tick_at_ms = 0
+        self._tick_soon = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stop = asyncio.Event()
+        self._exit_code = 0
+        self._settle_waiters: dict[TaskId, list[asyncio.Future[bool]]] = {}
+        self._waiters_timer: asyncio.TimerHandle | None = None
+
+    # --- starting and stopping ------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        wake = await listen(self.config.wake, self._woken)
+        await self.http.start()
+        await self.replica.start()
+        self._spawn(self._take_part())
+        await self._stop.wait()
+        _log.info("stopping")
+        await self._wind_down()
+        wake.close()
+        return self._exit_code
+
+    async def _take_part(self) -> None:
+        """From a fresh process to one that takes work."""
+        await asyncio.gather(self._caught_up(), self._start_pools())
+        self._spawn(self._keep_time())
+        self._spawn(self._keep_positions())
+        self._spawn(self._look_around())
+        self._spawn(self._sweep_all())
+        self._spawn(self.session.run(self.incarnation))
+
+    async def _caught_up(self) -> None:
+        # An observer until then: it may learn, and asks for nothing.
+        while not self.replica.status().ready:
+            await asyncio.sleep(0.02)
+
+    async def _start_pools(self) -> None:
+        if not self.config.app:
+            return
+        await self.pools.start()
+        settings = self.pool_settings
+        slots = {"cpu": settings.cpu_workers, "io": settings.io_workers * settings.io_threads}
+        self._feed(m.HandlersKnown(dict(self.pools.handlers), slots))
+
+    async def _wind_down(self) -> None:
+        self._feed(m.Drain())
+        if self.config.app:
+            # Everything is reported before this returns: what ran, what was cut short, what never started.
+            await self.pools.stop(self.config.drain_ms_max / 1000)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_S_MAX):
+                while not self.coordinator.idle:
+                    await asyncio.sleep(0.01)
+                await self._commit()
+        if not self.coordinator.idle:
+            _log.warning("the ledger could not be told of all that ran: the rest is left to its evidence")
+        await self.session.leave()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.http.stop()
+        await self.face.close()
+        await self.replica.stop()
+        self.records.close()
+        self.log.close()
+        self.waker.close()
+
+    def _fatal(self, error: BaseException) -> None:
+        """A part can no longer be trusted. Work stops at once; the supervisor starts the node anew."""
+        _log.critical("the node stops: %s", error, exc_info=error)
+        self._exit_code = 1
+        self.pools.kill_all()
+        self._stop.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # A part that died silently would leave a node that looks alive and does nothing.
+            self._fatal(error)
+
+    # --- the session ----------------------------------------------------------------------------------------
+
+    def _joined(self, session: int, incarnation: int) -> None:
+        _log.info("session %d opened, incarnation %d", session, incarnation)
+        self.incarnation = incarnation
+        self._feed(m.SessionOpened(session))
+        self._assign()
+        self._spawn(self._testify(incarnation))
+
+    def _fenced(self) -> None:
+        # Kill first: everything after may take time that the lease no longer has.
+        self.pools.kill_all()
+        self._feed(m.SessionLost())
+        self._assign()
+
+    async def _testify(self, incarnation: int) -> None:
+        """Say what the journals of former lives know, and forget journals that nothing asks for any more."""
+        suspects = [
+            run
+            for run in self.ledger.suspects_of(self.config.node_id)
+            if run.suspect.incarnation < incarnation
+        ]
+        work_dir = self.config.data_dir / "work"
+        kept = [life for life in incarnations(work_dir) if life != self._pools_incarnation]
+        read = {}
+        for claimed, life in lives(suspects, kept).items():
+            read[claimed] = await asyncio.to_thread(read_testimony, work_dir, life)
+            if read[claimed].why:
+                _log.warning("the work journals of incarnation %d: %s", life, read[claimed].why)
+        for batch in testimonies(suspects, read):
+            await self.proposer.propose((Testify(self.config.node_id, incarnation, batch),))
+        for life in kept:
+            forget(work_dir, life)
+
+    def _assign(self) -> None:
+        """Compute which partitions are ours, and take them over from their committed positions."""
+        owned: frozenset[int] = frozenset()
+        if self.session.session and not self.session.fenced and self.config.consumes and self.config.app:
+            consuming = sorted({s.node for s in self.ledger.sessions.values() if s.consumes})
+            owned = owned_by(self.config.node_id, self.log.reader.partitions, consuming)
+        committed = self.log.reader.committed() if owned else {}
+        self._feed(m.Assigned({number: committed.get(number, 0) for number in owned}))
+
+    async def _keep_time(self) -> None:
+        """The leader's clock is the ledger's. Time that no leader measured did not pass: leases only get longer."""
+        last: float | None = None
+        while True:
+            await asyncio.sleep(ADVANCE_MS / 1000)
+            if not self.replica.is_leader:
+                last = None
+                continue
+            now = time.monotonic()
+            if last is not None:
+                advance = Advance(self.config.node_id, int((now - last) * 1000))
+                with contextlib.suppress(Unavailable, OutcomeUnknown):
+                    await self.proposer.propose((advance,), timeout_ms=ADVANCE_MS)
+            last = now
+
+    # --- the coordinator ------------------------------------------------------------------------------------
+
+    def _feed(self, event: m.Event) -> None:
+        """Tell the coordinator, and perform what it asks for; events that this causes are fed in turn."""
+        self._events.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
+        try:
+            while self._events:
+                effects = self.coordinator.on(self._events.popleft(), boottime_ms(), wall_ms())
+                for effect in effects:
+                    self._perform(effect)
+        finally:
+            self._feeding = False
+        self._arm_tick()
+
+    def _perform(self, effect: m.Effect) -> None:
+        match effect:
+            case m.Propose(ticket, commands):
+                self._spawn(self._ask(ticket, commands))
+            case m.Dispatch(work):
+                self.pools.submit(work)
+            case m.Release(number, at, count):
+                self.pools.release(number, at, count)
+            case m.Remember(attempts):
+                self.records.add_attempts(attempts)
+            case m.Read():
+                # Not at once: between two reads, the loop serves Raft.
+                asyncio.get_running_loop().call_soon(self._read, effect)
+            case m.StoreAside(ticket, tasks):
+                self._spawn(self._store_aside(ticket, tasks))
+            case _:
+                assert_never(effect)
+
+    async def _ask(self, ticket: int, commands: tuple[Command, ...]) -> None:
+        effects = await self.proposer.propose(commands)
+        self._feed(m.Answers(ticket, effects.answers))
+
+    def _read(self, effect: m.Read) -> None:
+        items = self.log.reader.read(effect.partition, effect.offset, effect.tasks_max, READ_BYTES_MAX)
+        next_offset = effect.offset
+        count = 0
+        for item in items:
+            size = item.count if isinstance(item, Undecodable) else len(item.batch)
+            next_offset = item.base + size
+            count += size
+        event = m.WasRead(effect.partition, effect.epoch, tuple(items), next_offset, not items)
+        self._feed(event)
+
+    async def _store_aside(self, ticket: int, tasks: tuple[Aside, ...]) -> None:
+        await self._with_disk(lambda log: log.put_aside(tasks))
+        self._feed(m.AsideStored(ticket))
+
+    async def _with_disk(self, work: Any) -> Any:
+        """Until it is done: a full disk delays what waits for it, and loses nothing."""
+        while True:
+            try:
+                result = await self.log.run(work)
+            except (Unsent, UnknownAppend, LogUnusable) as error:
+                self.notes["log"] = f"the task log cannot be written: {error}"
+                _log.error("%s; trying again", self.notes["log"])
+                await asyncio.sleep(DISK_RETRY_MS / 1000)
+            else:
+                self.notes.pop("log", None)
+                return result
+
+    def _reports(self, reports: list[Report]) -> None:
+        self._feed(m.Reported(tuple(reports)))
+
+    def _pool_event(self, event: PoolEvent) -> None:
+        match event:
+            case Printed(pid, _, task, line):
+                _log.info("worker %d, task %s: %s", pid, task or "none", line)
+            case WorkerStarted(pid, kind):
+                _log.info("worker %d started (%s)", pid, kind)
+            case WorkerEnded(pid, kind, why, in_doubt):
+                _log.warning("worker %d ended (%s): %s; %d tasks in doubt", pid, kind, why, in_doubt)
+            case WorkerFailed(kind, error, retry_s):
+                _log.error("a worker could not start (%s), again in %.1f s: %s", kind, retry_s, error)
+            case GuardRestarted(status):
+                _log.warning("the guard ended with %d and was started again", status)
+            case _:
+                assert_never(event)
+
+    def _tick(self) -> None:
+        self._tick_soon = False
+        self._feed(m.Tick())
+
+    def _soon(self) -> None:
+        """A tick at the end of this round of the loop, however many reasons there were for it."""
+        if not self._tick_soon:
+            self._tick_soon = True
+            asyncio.get_running_loop().call_soon(self._tick)
+
+    def _arm_tick(self) -> None:
+        at_ms = self.coordinator.next_look_ms()
+        if at_ms is None or (self._tick_timer is not None and self._tick_at_ms <= at_ms):
+            return
+        if self._tick_timer is not None:
+            self._tick_timer.cancel()
+        self._tick_at_ms = at_ms
+        delay_s = max(0, at_ms - boottime_ms()) / 1000
+        self._tick_timer = asyncio.get_running_loop().call_later(delay_s, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._tick_timer = None
+        self._feed(m.Tick())
+
+    # --- what the ledger applied ----------------------------------------------------------------------------
+
+    def _applied(self, index: int, payload: bytes, result: object) -> None:
+        assert isinstance(result, Effects)
+        if result.repeated:
+            return
+        if result.events:
+            events = recorded(result, wall_ms())
+            if events:
+                self.records.add_events(events)
+            for event in result.events:
+                self._noticed(event)
+        if self._settle_waiters and self._waiters_timer is None:
+            loop = asyncio.get_running_loop()
+            self._waiters_timer = loop.call_later(SETTLED_POLL_MS / 1000, self._tell_waiters)
+
+    def _noticed(self, event: object) -> None:
+        match event:
+            case SessionOpened() | SessionClosed():
+                asyncio.get_running_loop().call_soon(self._assign)
+            case Suspected() | QueueChanged():
+                self._soon()
+            case Freed(ids) | Resolved(ids):
+                self._soon()
+                if self.replica.is_leader:
+                    self._spawn(self._sweep(lambda log: sweeper.aside_of(log, ids)))
+            case _:
+                pass
+
+    def _replica_status(self, status: ReplicaStatus) -> None:
+        if status.role == "leader":
+            self._spawn(self._sweep_kinds())
+
+    def _tell_waiters(self) -> None:
+        self._waiters_timer = None
+        for task_id in list(self._settle_waiters):
+            if self.is_settled(task_id):
+                for waiter in self._settle_waiters.pop(task_id):
+                    if not waiter.done():
+                        waiter.set_result(True)
+
+    def is_settled(self, task_id: TaskId) -> bool:
+        outcome = self.ledger.classify(ids_of([task_id]))[0].outcome
+        return outcome in (Outcome.EXECUTED, Outcome.DEAD, Outcome.CANCELLED)
+
+    async def wait_settled(self, task_id: TaskId, timeout_ms: int) -> bool:
+        if self.is_settled(task_id):
+            return True
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        waiters = self._settle_waiters.setdefault(task_id, [])
+        waiters.append(waiter)
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await waiter
+        except TimeoutError:
+            waiters.remove(waiter)
+            if not waiters:
+                self._settle_waiters.pop(task_id, None)
+            return False
+
+    # --- the log --------------------------------------------------------------------------------------------
+
+    def _woken(self, partitions: frozenset[int] | None) -> None:
+        if partitions is None:
+            self._look_at_ends()
+        else:
+            self._feed(m.MoreToRead(partitions))
+
+    def _look_at_ends(self) -> None:
+        self._feed(m.MoreToRead(frozenset(range(self.log.reader.partitions))))
+
+    async def _look_around(self) -> None:
+        retained_ms = wall_ms()
+        while True:
+            await asyncio.sleep(LOOK_MS / 1000)
+            self._look_at_ends()
+            self._assign()  # sessions that a snapshot brought came without events
+            if self.replica.is_leader and wall_ms() - retained_ms > RETAIN_MS:
+                retained_ms = wall_ms()
+                keep_ms = self.config.log_keep_ms
+                await self._with_disk(lambda log: log.retain(keep_ms, retained_ms))  # noqa: B023
+
+    async def _keep_positions(self) -> None:
+        while True:
+            await asyncio.sleep(COMMIT_MS / 1000)
+            await self._commit()
+
+    async def _commit(self) -> None:
+        positions = self.coordinator.commit_positions()
+        if positions:
+            await self._with_disk(lambda log: log.commit(positions))
+
+    # --- what people see ------------------------------------------------------------------------------------
+
+    @property
+    def takes_work(self) -> bool:
+        joined = self.session.session != 0 and not self.session.fenced
+        return joined and bool(self.pools.handlers) and not self._stop.is_set()
+
+    def worker_counts(self) -> dict[str, int]:
+        stats = self.pools.stats()
+        counts = {"restarts": stats.restarts, "busy": sum(worker.tasks > 0 for worker in stats.workers)}
+        for worker in stats.workers:
+            counts[worker.kind] = counts.get(worker.kind, 0) + 1
+        return counts
+
+    def all_notes(self) -> tuple[str, ...]:
+        trouble = [self.records.trouble] if self.records.trouble else []
+        return (*self.notes.values(), *trouble)
+
+    async def barrier(self, timeout_ms: int) -> None:
+        if not await self.replica.barrier(timeout_ms):
+            raise Unavailable(f"no leader confirmed within {timeout_ms} ms that this node is up to date")
+
+    # --- what lies aside ------------------------------------------------------------------------------------
+
+    async def _sweep_all(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_MS / 1000)
+            if self.replica.is_leader:
+                await self._sweep_kinds()
+
+    async def _sweep_kinds(self) -> None:
+        for kind in ("dead", "suspect"):
+            after = 0
+            while page := await self._with_disk(lambda log: sweeper.all_aside(log, kind, after)):  # noqa: B023
+                after = page[-1][0]
+                await self._sweep_tasks([task for _, task in page])
+
+    async def _sweep(self, find: Any) -> None:
+        tasks = await self._with_disk(find)
+        if tasks:
+            await self._sweep_tasks(tasks)
+
+    async def _sweep_tasks(self, tasks: list[Aside]) -> None:
+        again, drop = sweeper.Verdicts(self.ledger).split(tasks)
+        if again:
+            await self._with_disk(lambda log: sweeper.append_again(log, again, self.waker.wake))
+        if drop:
+            await self._with_disk(lambda log: sweeper.drop_aside(log, drop))
+
+
+def replica_config(config: NodeConfig, secret: bytes) -> ReplicaConfig:
+    return ReplicaConfig(
+        node_id=config.node_id,
+        cluster_id=config.cluster_id,
+        secret=secret,
+        listen=(config.raft.host, config.raft.port),
+        peers={
+            name: (address.host, address.port)
+            for name, address in config.raft_peers.items()
+            if name != config.node_id
+        },
+        data_dir=config.data_dir / "raft",
+    )
+
+
+def pool_settings(config: NodeConfig) -> PoolSettings:
+    cpu_workers = config.cpu_workers
+    if cpu_workers < 0:
+        # The nodes of one machine share its cores.
+        here = sum(peer.raft.host == config.raft.host for peer in config.peers.values())
+        cpu_workers = max(1, (os.cpu_count() or 1) // max(1, here))
+    return PoolSettings(
+        cpu_workers=cpu_workers,
+        io_workers=max(1, config.io_workers),
+        io_threads=config.io_threads,
+        memory_bytes_max=config.memory_bytes_max,
+    )
+
+
+async def run_node(config: NodeConfig) -> int:
+    """Run one node until it is told to stop; its exit code."""
+    set_up_logging(config.node_id)
+    os.environ["ONCEKEEPER_CLUSTER"] = str(config.cluster_dir)  # for handlers that submit
+    _log.info("node %s, pid %d, of cluster %s", config.node_id, os.getpid(), config.cluster_id)
+    service = Service(config, read_secret(config.cluster_dir))
+    return await service.run()

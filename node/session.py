@@ -1,0 +1,163 @@
+"""Keeping a session of the ledger, and stopping work in time when that fails.
+
+Join, heartbeat, and the lease that the heartbeats renew (node/lease.py). When the lease runs out, ``on_fenced``
+is called: the node kills its workers and claims nothing, before the ledger can lapse its session. A heartbeat
+that is confirmed later shows whether the session lived on; if it is gone, the node joins anew under its next
+incarnation, and what it did under the last one becomes testimony.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from node.config import NodeConfig
+from node.facade import OutcomeUnknown, Unavailable
+from node.lease import Lease
+from node.proposer import Proposer
+from raft.commands import Gone, Heartbeat, Join, Joined, Leave, Rejected, Renewed
+
+_log = logging.getLogger("oncekeeper.session")
+
+
+def boottime_ms() -> int:
+    """The lease clock: monotonic, the same in all processes of the machine, and it counts time spent suspended."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def next_incarnation(directory: Path, at_least: int = 0) -> int:
+    """One more than any before, durable before it is used. The epoch's seconds, should the disk be lost."""
+    path = directory / "incarnation"
+    try:
+        last = int(path.read_text())
+    except FileNotFoundError:
+        last = 0
+    value = max(last + 1, at_least, int(time.time()))
+    fresh = path.with_suffix(".new")
+    with open(fresh, "w") as file:
+        file.write(str(value))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, path)
+    folder = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return value
+
+
+class SessionKeeper:
+    def __init__(
+        self,
+        config: NodeConfig,
+        proposer: Proposer,
+        *,
+        on_joined: Callable[[int, int], None],
+        on_lease: Callable[[int], None],
+        on_fenced: Callable[[], None],
+    ) -> None:
+        """``on_joined(session, incarnation)``; ``on_lease(deadline_ms)`` whenever it moved on; ``on_fenced()``."""
+        self._config = config
+        self._proposer = proposer
+        self._on_joined = on_joined
+        self._on_lease = on_lease
+        self._on_fenced = on_fenced
+        self.lease = Lease(config.session_timeout_ms, config.fence_margin_ms)
+        self.session = 0
+        self.incarnation = 0
+        self.fenced = True
+        self._fence_timer: asyncio.TimerHandle | None = None
+        self._stopping = False
+
+    async def run(self, incarnation: int) -> None:
+        """Keep a session until cancelled."""
+        self.incarnation = incarnation
+        while not self._stopping:
+            if not self.session:
+                await self._join()
+            await asyncio.sleep(self._config.heartbeat_ms / 1000)
+            await self._beat()
+
+    async def leave(self) -> None:
+        """Close the session, after the work has ended."""
+        self._stopping = True
+        session, self.session = self.session, 0
+        if self._fence_timer is not None:
+            self._fence_timer.cancel()
+        if session:
+            try:
+                await self._proposer.propose((Leave(session),), timeout_ms=2_000)
+            except (Unavailable, OutcomeUnknown) as error:
+                _log.warning("the session could not be closed, it will lapse: %s", error)
+
+    async def _join(self) -> None:
+        config = self._config
+        sent_ms = boottime_ms()
+        join = Join(
+            config.node_id, self.incarnation, config.session_timeout_ms, config.consumes, str(config.http)
+        )
+        effects = await self._proposer.propose((join,))
+        match effects.answers[0]:
+            case Joined(session, _):
+                # The answer may be long in coming; the lease counts from the sending, as for a heartbeat.
+                self.session = session
+                self._confirmed(sent_ms)
+            case Rejected(reason):
+                _log.warning("the ledger refused incarnation %d: %s", self.incarnation, reason)
+                self.incarnation = next_incarnation(config.data_dir, self.incarnation + 1)
+            case other:
+                raise TypeError(f"a Join was answered by {other!r}")
+
+    async def _beat(self) -> None:
+        sent_ms = boottime_ms()
+        try:
+            effects = await self._proposer.propose(
+                (Heartbeat(self.session),), timeout_ms=self._config.session_timeout_ms
+            )
+        except (Unavailable, OutcomeUnknown) as error:
+            _log.warning("heartbeat: %s", error)
+            return
+        match effects.answers[0]:
+            case Renewed():
+                self._confirmed(sent_ms)
+            case Gone():
+                _log.warning("session %d lapsed: joining anew", self.session)
+                self.session = 0
+                self.lease.lost()
+                self._fence()
+                self.incarnation = next_incarnation(self._config.data_dir, self.incarnation + 1)
+            case other:
+                raise TypeError(f"a Heartbeat was answered by {other!r}")
+
+    def _confirmed(self, sent_ms: int) -> None:
+        self.lease.confirmed(sent_ms)
+        left_ms = self.lease.left_ms(boottime_ms())
+        if left_ms <= 0:
+            return  # confirmed too late: it holds no work any more
+        self._on_lease(self.lease.deadline_ms)
+        if self._fence_timer is not None:
+            self._fence_timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._fence_timer = loop.call_later(left_ms / 1000, self._lease_ended)
+        if self.fenced:
+            # The first confirmation of a session, or one after the lease had run out and the session had not.
+            self.fenced = False
+            self._on_joined(self.session, self.incarnation)
+
+    def _lease_ended(self) -> None:
+        left_ms = self.lease.left_ms(boottime_ms())
+        if left_ms > 0:
+            self._fence_timer = asyncio.get_running_loop().call_later(left_ms / 1000, self._lease_ended)
+            return
+        _log.error("no heartbeat was confirmed in time: stopping work before the session can lapse")
+        self._fence()
+
+    def _fence(self) -> None:
+        if not self.fenced:
+            self.fenced = True
+            self._on_fenced()
