@@ -102,8 +102,12 @@ class BloomFilter:
             bits[places] = 1
         self.added += len(places)
 
-    def query(self, hashes: Hashes) -> bitarray:
-        """A bit a key: 0 = surely not added, 1 = perhaps added."""
+    def query(self, hashes: Hashes, gain_min: float = 0.0) -> bitarray:
+        """A bit a key: 0 = surely not added, 1 = perhaps added.
+
+        A probe that rules out less than the share ``gain_min`` of the keys that were still possible is the
+        last one: who verifies what is left need not pay for probes that only confirm it.
+        """
         size, bits = self.bits, self._bits
         steps = hashes.b
         places = [x % size for x in hashes.a]
@@ -111,7 +115,7 @@ class BloomFilter:
         possible: Sequence[int] | None = None  # the keys that hits is about; None = all
         for _ in range(1, self._probes):
             hit_count = hits.count()
-            if hit_count == 0:
+            if hit_count == 0 or len(hits) - hit_count < gain_min * len(hits):
                 break
             if hit_count < len(hits):
                 places, steps = list(compress(places, hits)), list(compress(steps, hits))
