@@ -111,7 +111,7 @@ class Held:
         return sorted(self._numbers)
 
     def parts(self, number: int) -> tuple[Ids, ...]:
-        """All ids under ``number``, and maybe some that have left it."""
+        """All ids under ``number``, maybe some that have left it, and maybe some twice that came back."""
         listed = self._numbers.get(number)
         return tuple(listed.parts) if listed is not None else ()
 
@@ -120,17 +120,19 @@ class Held:
         return listed.count if listed is not None else 0
 
 
-def merged(parts: list[Ids]) -> Ids:
-    """The ids of all parts (which share none) in canonical order: runs joined and ascending, then keys."""
-    if len(parts) == 1 and len(parts[0].runs) <= 1 and len(parts[0].keys) <= 1:
-        return parts[0]
+def merged(parts: Sequence[Ids]) -> Ids:
+    """Every id of the parts once, in canonical order: runs joined and ascending, then keys ascending."""
     runs: list[tuple[int, int]] = []
-    for start, count in sorted(run for part in parts for run in part.runs):
-        if runs and runs[-1][0] + runs[-1][1] == start:
-            runs[-1] = (runs[-1][0], runs[-1][1] + count)
+    end = 0  # exclusive, of the last run
+    for start, count in sorted([run for part in parts for run in part.runs]):
+        if runs and start <= end:
+            end = max(end, start + count)
+            runs[-1] = (runs[-1][0], end - runs[-1][0])
         else:
+            end = start + count
             runs.append((start, count))
-    return Ids(tuple(runs), tuple(sorted(key for part in parts for key in part.keys)))
+    keys = [key for part in parts for key in part.keys]
+    return Ids(tuple(runs), tuple(sorted(set(keys))) if len(keys) > 1 else tuple(keys))
 
 
 def repeats(ids: Ids) -> bool:

@@ -85,6 +85,7 @@ def _remember_node(state: LedgerState, session: Session) -> None:
 
 
 def heartbeat(state: LedgerState, command: Heartbeat) -> Renewed | Gone:
+    check_number("session", command.session, 0, 2**63 - 1)
     session = state.sessions.get(command.session)
     if session is None:
         return Gone(command.session)
@@ -101,6 +102,7 @@ def heartbeat(state: LedgerState, command: Heartbeat) -> Renewed | Gone:
 
 
 def leave(state: LedgerState, command: Leave) -> Done | Gone:
+    check_number("session", command.session, 0, 2**63 - 1)
     session = state.sessions.get(command.session)
     if session is None:
         return Gone(command.session)

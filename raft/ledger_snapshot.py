@@ -99,7 +99,9 @@ def state_from(data: bytes, bloom_seed: int, settings: LedgerSettings) -> Ledger
         state.sessions[session.session] = session
         state.session_of[session.node] = session.session
         state.open[session.session] = Held()
-    for ids, value in body.states:
+    shared: dict[TaskValue, TaskValue] = {}  # values that many entries have are held once, as before
+    for ids, decoded in body.states:
+        value = shared.setdefault(decoded, decoded)
         state.states.set(ids, value)
         state.enter(ids, len(ids), value)
     return state

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import msgspec
 
-from dedup.claims import Cancelled, Dead, Held, OpenClaim, Waiting, cut
+from dedup.claims import Cancelled, Dead, Held, OpenClaim, Waiting, cut, merged
 from dedup.executed import ExecutedSet
 from dedup.ids import KEY_BYTES, RANGE_ID_MAX, Ids
 from dedup.runmap import RunMap
@@ -232,13 +232,13 @@ class LedgerState:
             held.relist(key, [part for part, _, _ in self.under(held, key)])
 
     def under(self, held: Held, key: int) -> Iterator[tuple[Ids, int, TaskValue]]:
-        """The ids that are under ``key`` by the map, of those that the index ``held`` lists there."""
-        for listed in held.parts(key):
-            for part, count, value in cut(listed, self.states.spans(listed)):
-                if value is not None:
-                    at, number = self.home(value)
-                    if at is held and number == key:
-                        yield part, count, value
+        """The ids that are under ``key`` by the map, of those that the index ``held`` lists there; each once."""
+        listed = merged(held.parts(key))
+        for part, count, value in cut(listed, self.states.spans(listed)):
+            if value is not None:
+                at, number = self.home(value)
+                if at is held and number == key:
+                    yield part, count, value
 
     def expiry_minute(self, value: Waiting | Dead | Cancelled) -> int:
         since = value.due_ms if isinstance(value, Waiting) else value.at_ms

@@ -61,6 +61,9 @@ class Tokens:
                 f"sequence={sequence} must be above {known.floor}: older answers are forgotten"
             )
             return (refusal,) * commands
+        if answers is not None and len(answers) != commands:
+            refusal = Rejected(f"sequence={sequence} was used for a proposal of {len(answers)} commands")
+            return (refusal,) * commands
         return answers
 
     def keep(self, proposer: int, sequence: int, answers: tuple[Answer, ...], now_ms: int) -> None:
