@@ -52,6 +52,11 @@ def run_seed(seed: int, kills: float) -> World:
     return world
 
 
+def run_seeds(count: int) -> None:
+    for seed in range(count):
+        run_seed(seed, kills=0.03)
+
+
 @pytest.mark.parametrize("block", range(8))
 def test_every_task_takes_effect_once_whatever_dies_and_when(block: int) -> None:
     for seed in range(block * 25, block * 25 + 25):
@@ -74,8 +79,7 @@ def test_a_planted_bug_is_seen_settling_a_crash_as_done(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(coordinator.Coordinator, "_ended", careless)
     with pytest.raises(AssertionError):
-        for seed in range(30):
-            run_seed(seed, kills=0.03)
+        run_seeds(30)
 
 
 def test_a_planted_bug_is_seen_forgetting_what_is_in_our_hands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,8 +87,7 @@ def test_a_planted_bug_is_seen_forgetting_what_is_in_our_hands(monkeypatch: pyte
 
     monkeypatch.setattr(coordinator.Coordinator, "_not_open", lambda self, piece: [piece])
     with pytest.raises((AssertionError, KeyError)):
-        for seed in range(30):
-            run_seed(seed, kills=0.03)
+        run_seeds(30)
 
 
 def test_a_cancelled_task_never_starts() -> None:

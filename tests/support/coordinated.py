@@ -22,8 +22,8 @@ from oncekeeper.log.memory import MemoryLog
 from oncekeeper.log.port import Undecodable
 from raft.commands import (
     Advance,
-    AllocateIds,
     Allocated,
+    AllocateIds,
     Answer,
     Command,
     Fact,
