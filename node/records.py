@@ -286,15 +286,15 @@ class Records:
         cursor = Cursor.parse(after) if after else None
         fresh, _ = self._unwritten_rows()
         found: list[Attempt] = []
-        last: Cursor | None = None
+        places: list[str] = []
         for row, attempt in self._matching(wanted, cursor, fresh):
             place = cursor.place + 1 if cursor is not None and cursor.row == row else 0
             for at in range(place, len(attempt.ids)):
                 if len(found) == limit:
-                    return Page(tuple(found), last.text() if last is not None else None)
+                    return Page(tuple(found), tuple(places), places[-1] if places else after)
                 found.append(attempt.at(at))
-                last = Cursor(row, at)
-        return Page(tuple(found), None)
+                places.append(Cursor(row, at).text())
+        return Page(tuple(found), tuple(places), None)
 
     def cancelled(self, limit: int) -> list[RecordedEvent]:
         """The newest cancellations that this node has seen, newest first."""

@@ -137,6 +137,7 @@ class Page(msgspec.Struct, frozen=True):
     """Single tasks (each Attempt has one id), newest first. ``next`` is None on the last page."""
 
     attempts: tuple[Attempt, ...]
+    places: tuple[str, ...]  # parallel: a later page may start after any of them
     next: str | None
 
 
