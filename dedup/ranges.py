@@ -195,13 +195,13 @@ class RangeSet:
             return
         end = start + count
         index = start >> _SHIFT
+        if (end - 1) >> _SHIFT == index:
+            self._read_within(self._containers.get(index), start & _LOW, count, spans)
+            return
         containers = Ids(((index, ((end - 1) >> _SHIFT) - index + 1),))
         for number, container in self._containers.spans(containers):
             stop = min(end, (index + number) << _SHIFT)
-            if container is None or container is FULL:
-                extend(spans, stop - start, container is FULL)
-            else:
-                container.read(start & _LOW, (start & _LOW) + stop - start, spans)
+            self._read_within(container, start & _LOW, stop - start, spans)
             start = stop
             index += number
 
@@ -245,6 +245,13 @@ class RangeSet:
         if 0 in ranges:
             raise ValueError("0 is not a range id")
         return ranges, at
+
+    @staticmethod
+    def _read_within(container: Container | None, low: int, count: int, spans: Spans) -> None:
+        if container is None or container is FULL:
+            extend(spans, count, container is FULL)
+        else:
+            container.read(low, low + count, spans)
 
     def _add_within(self, index: int, low: int, high: int) -> int:
         container = self._containers.get(index)
