@@ -82,6 +82,8 @@ class Signature:
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments by name, as a call would bind them; those left to their defaults are left out."""
+        if not args:
+            return dict(kwargs)  # what is missing or unknown, validation finds
         try:
             return dict(self._signature.bind(*args, **kwargs).arguments)
         except TypeError as error:
@@ -178,6 +180,10 @@ class Signature:
             raise InvalidHandler(
                 f"{self._name}: its check must take the same arguments ({', '.join(self._names)}): {error}"
             ) from None
+
+    def by_name(self, arguments: Arguments) -> dict[str, Any]:
+        """The same arguments, all by name."""
+        return dict(zip(self._names, arguments.args, strict=False)) | arguments.kwargs
 
     def decode_result(self, result: Any) -> Any:
         """A plain JSON value as the type that the handler says it returns; as it is if it does not fit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import Token
 from functools import cached_property
@@ -35,8 +35,8 @@ class CheckStrategy(Protocol):
         """Entered around every run of the handler, in its thread or asyncio task."""
         ...
 
-    def took_effect(self, task: CurrentTask, arguments: Arguments) -> bool | None:
-        """Whether the task took effect; None if that cannot be told now.
+    def took_effect(self, task: CurrentTask, arguments: Mapping[str, Any]) -> bool | None:
+        """Whether the task took effect; None if that cannot be told now. ``arguments``: by name.
 
         The process that ran it is gone, and with it all that it had not committed: False must be final.
         """
@@ -140,7 +140,7 @@ class Handler:
     def check(self, task: CurrentTask, arguments: Arguments) -> bool | None:
         """Whether the task took effect; None if that cannot be told. May block; not for an event loop's thread."""
         if self.strategy is not None:
-            return self.strategy.took_effect(task, arguments)
+            return self.strategy.took_effect(task, self.signature.by_name(arguments))
         if self.check_function is None:
             return None
         with Running(task, None):
