@@ -4,9 +4,9 @@ Theory. What the library gets right stays its own: it starts elections, counts v
 a log at least as good (S:929), commits by figure 8's rule (S:670) and lets a new leader append a no-op (S:1227).
 Everything else is replaced, each replacement naming the defect it closes (numbers as in docs, rows 1-14).
 
-The host owns the loop: it calls ``receive``, ``connected``, ``disconnected`` as things happen, ``step`` soon after the
-engine asks for it by ``Host.wake``, and ``step`` again when ``deadline`` has come. No call waits. Everything that came
-in between two steps is appended, synced and sent as one. A step, in this order:
+The host owns the loop: it calls ``receive``, ``connected``, ``disconnected`` as things happen, ``step`` soon
+after the engine asks for it by ``Host.wake``, and ``step`` again when ``deadline`` has come. No call waits.
+Everything that came in between two steps is appended, synced and sent as one. A step, in this order:
 
   follower: sync, acknowledge  |  stand for election if due  |  commit  |  append and forward proposals
   leader: send, then sync      |  apply
@@ -14,11 +14,12 @@ in between two steps is appended, synced and sent as one. A step, in this order:
 A leader's own entries count from the next step on, that is, synced (defect 4). Applying comes last, so that peers
 work meanwhile.
 
-Pre-vote (dissertation, 9.6; defect 9): before a term is spent, a majority must agree that it lost its leader too. So an
-election may be tried after 30-120 ms when the connection to the leader breaks, and a cut pair changes no term.
+Pre-vote (dissertation, 9.6; defect 9): before a term is spent, a majority must agree that it lost its leader
+too. So an election may be tried after 30-120 ms when the connection to the leader breaks, and a cut pair
+changes no term.
 
-Any exception out of the engine means that this replica must stop: the disk failed, the machine raised, or an invariant
-broke. The host calls ``stop`` and reports.
+Any exception out of the engine means that this replica must stop: the disk failed, the machine raised, or an
+invariant broke. The host calls ``stop`` and reports.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Engine(Replication):
         # At a start nobody leads here yet; pre-vote makes an early try harmless where somebody does.
         self.election_deadline = self.clock() + self.random.uniform(0.1, 0.4)
 
-    # --- what the host calls ---------------------------------------------------------------------------------------
+    # --- what the host calls ------------------------------------------------------------------------------------
 
     def connected(self, peer: str, observer: bool = False) -> None:
         """A link to an authenticated peer stands. What was sent on an earlier one may be lost."""
@@ -286,7 +287,7 @@ class Engine(Replication):
         # Defect 3: the library's own door for whatever a peer pickled. Nothing leads to it; so it stays.
         raise EngineCorrupt("a message came by the library's own transport")
 
-    # --- elections ------------------------------------------------------------------------------------------------
+    # --- elections ----------------------------------------------------------------------------------------------
 
     def _guard_against_stall(self) -> None:
         # Defect 9: a process that was stopped finds its deadline passed and the leader's heartbeats unread.
@@ -372,7 +373,7 @@ class Engine(Replication):
         # Defect 4: the no-op, and whatever a follower had not acknowledged, count from here on.
         self.log.sync()
 
-    # --- proposals ------------------------------------------------------------------------------------------------
+    # --- proposals ----------------------------------------------------------------------------------------------
 
     def _checkCommandsToApply(self) -> None:
         """Called by the library's tick: take what the host wants proposed, and what peers forwarded."""
@@ -424,7 +425,7 @@ class Engine(Replication):
         # Defects 7, 11: the library's queue and callbacks are not used; the host matches entries by their tokens.
         raise EngineCorrupt("commands go through Host.take, not through the library's queue")
 
-    # --- applying -------------------------------------------------------------------------------------------------
+    # --- applying -----------------------------------------------------------------------------------------------
 
     def _SyncObj__applyLogEntries(self) -> bool:
         return False  # the library applies before it sends; here a step ends with _apply_committed
@@ -465,7 +466,7 @@ class Engine(Replication):
     def _doDestroy(self) -> None:
         self.log._destroy()
 
-    # --- doors of the library that stay shut ----------------------------------------------------------------------
+    # --- doors of the library that stay shut --------------------------------------------------------------------
 
     def _refuse_change(self, *_: Any, **__: Any) -> NoReturn:
         # Defect 10: the guard against two changes at once is never set (S:186), so majorities could disagree.

@@ -31,7 +31,7 @@ class Replication(Snapshots):
         self._reset: dict[Node, tuple[int, float]] = {}
         super().__init__(**ports)
 
-    # --- follower -------------------------------------------------------------------------------------------------
+    # --- follower -----------------------------------------------------------------------------------------------
 
     def _on_append(self, node: Node, m: AppendEntries) -> None:
         if m.term < self.term:
@@ -85,7 +85,8 @@ class Replication(Snapshots):
         """Where to try again: the first entry of the conflicting term, and never what is committed."""
         if index <= self.commit_index:
             raise EngineCorrupt(
-                f"a leader's log differs at index {index}, which is committed here (commit index {self.commit_index})"
+                f"a leader's log differs at index {index}, which is committed here "
+                f"(commit index {self.commit_index})"
             )
         term = self.entry_term(index)
         while (
@@ -107,7 +108,7 @@ class Replication(Snapshots):
             # Defect 5: the term goes along, or a late answer could count for another leadership.
             self.send(node, AppendReply(self.term, match, 0))
 
-    # --- leader ---------------------------------------------------------------------------------------------------
+    # --- leader -------------------------------------------------------------------------------------------------
 
     def _on_append_reply(self, node: Node, m: AppendReply) -> None:
         if m.term != self.term or not self.is_leader:
@@ -186,7 +187,8 @@ class Replication(Snapshots):
         """A heartbeat, or the news of a commit."""
         if not self.links.has_room(node.id):
             return
-        # A peer in a transfer, or behind the journal, cannot match any of it: the oldest entry is as good a question.
+        # A peer in a transfer, or behind the journal, cannot match any of it: the oldest entry is as good a
+        # question.
         previous = self.first_index
         if node not in self._outgoing:
             previous = max(previous, self._SyncObj__raftNextIndex[node] - 1)

@@ -1,8 +1,9 @@
 """Snapshots: compaction of the own journal, and bringing up a peer that is too far behind for entries.
 
 A snapshot is explicit state bytes as of one applied index (defect 14: the library dumps whatever attributes it
-finds, in a forked child that may rename its file after a restart). It is written and synced beside the loop and made
-current by the living process on the loop, one such job at a time. The journal keeps a tail below the snapshot.
+finds, in a forked child that may rename its file after a restart). It is written and synced beside the loop and
+made current by the living process on the loop, one such job at a time. The journal keeps a tail below the
+snapshot.
 
 Safe because: a snapshot holds only applied, hence committed, entries; it is made current before the journal
 gives up what it covers; and a start aligns the journal to it (``align``), so a crash between the two loses nothing.

@@ -1,7 +1,7 @@
 """Links between replicas: one TCP connection a pair, authenticated, bounded both ways.
 
-Who dials: the lexicographically greater id of two voters; an observer always dials. Node ids are names; where a peer is
-dialled is a map beside them, so that a proxy can stand on every link.
+Who dials: the lexicographically greater id of two voters; an observer always dials. Node ids are names; where a
+peer is dialled is a map beside them, so that a proxy can stand on every link.
 
 Handshake, before anything else is read as a message (frames of at most 1 KiB, within ``handshake_ms``):
 
@@ -9,13 +9,14 @@ Handshake, before anything else is read as a message (frames of at most 1 KiB, w
   acceptor -> Challenge(me, my role, nonce, HMAC(secret, "accept" | transcript))
   dialler  -> Proof(HMAC(secret, "dial" | transcript))
 
-The transcript holds the format, the cluster, both ids, both roles and both nonces, each with its length, so neither a
-replay nor a reflection proves anything. An acceptor says nothing to who names another cluster or an unknown peer.
-Whoever fails is a stranger: closed and counted. This authenticates the connection; the frames after it are protected
-from others on the path only when ``ssl`` contexts are given.
+The transcript holds the format, the cluster, both ids, both roles and both nonces, each with its length, so
+neither a replay nor a reflection proves anything. An acceptor says nothing to who names another cluster or an
+unknown peer. Whoever fails is a stranger: closed and counted. This authenticates the connection; the frames
+after it are protected from others on the path only when ``ssl`` contexts are given.
 
-A new authenticated connection of a peer replaces its old one, whose unread bytes are dropped: messages arrive in order
-and at most once. A link that is silent for ``idle_ms`` is closed; quiet ones carry a ping each ``ping_ms``.
+A new authenticated connection of a peer replaces its old one, whose unread bytes are dropped: messages arrive
+in order and at most once. A link that is silent for ``idle_ms`` is closed; quiet ones carry a ping each
+``ping_ms``.
 """
 
 from __future__ import annotations

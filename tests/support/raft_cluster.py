@@ -1,4 +1,7 @@
-"""Replicas as processes: start, ask, kill -9, start again. Waits are for conditions, with deadlines that say what was seen."""
+"""Replicas as processes: start, ask, kill -9, start again.
+
+Waits are for conditions, with deadlines that say what was seen.
+"""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Driven:
         raise ValueError(word)
 
     async def load(self, prefix: str, seconds: float, depth: int) -> int:
-        """Propose distinct payloads; each that was acknowledged is said at once, so that a kill loses no knowledge."""
+        """Propose distinct payloads; what was acknowledged is said at once, so that a kill loses no knowledge."""
         until = time.monotonic() + seconds
         number = 0
 

@@ -1,0 +1,78 @@
+"""Figures of three replicas on this machine.
+
+``python -m tests.support.raft_bench [latency] [rate] [failover] [idle]``
+Every figure includes fdatasync on a majority. ``ONCEKEEPER_TEST_LOOP=uvloop`` measures with uvloop.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.support.raft_cluster import Cluster, Process, eventually
+
+
+def percentiles(times: list[float]) -> str:
+    return f"p50 {times[len(times) // 2]:.2f} p99 {times[int(len(times) * 0.99)]:.2f} max {times[-1]:.2f}"
+
+
+def latency(cluster: Cluster) -> None:
+    leader = cluster.leader()
+    for role, name in (("leader", leader), ("follower", cluster.follower())):
+        times = cluster.nodes[name].ask("latency", count=1000, gap_s=0.002)
+        print(f"one durable command from the {role}, ms: {percentiles(times)}", flush=True)
+
+
+def rate(cluster: Cluster) -> None:
+    for role, name in (("leader", cluster.leader()), ("follower", cluster.follower())):
+        node = cluster.nodes[name]
+        small = node.ask("rate", count=60_000, size=16, depth=1000, wait_s=60)
+        large = node.ask("rate", count=10_000, size=8000, depth=200, wait_s=60)
+        print(f"commands/s from the {role}: {small:,.0f} of 16 bytes, {large:,.0f} of 8 KB", flush=True)
+
+
+def first_accepted(nodes: list[Process]) -> None:
+    """Every survivor proposes; the first answer counts."""
+    waiting = [node.begin("propose", payload="after", timeout_ms=10_000) for node in nodes]
+    eventually("a survivor accepts", lambda: any(not answers.empty() for answers in waiting))
+    answer = next(answers.get() for answers in waiting if not answers.empty())
+    assert answer[0] == "Applied", answer
+
+
+def failover(cluster: Cluster, kills: int = 20) -> None:
+    times = []
+    for _ in range(kills):
+        name = cluster.leader()
+        eventually("all are ready", lambda: all(node.ask("status")["ready"] for node in cluster.alive))
+        started = time.perf_counter()
+        cluster.kill(name)
+        first_accepted(cluster.alive)
+        times.append((time.perf_counter() - started) * 1000)
+        cluster.start(name)
+    times.sort()
+    print(f"leader kill -9 to the next accepted command, {kills} kills, ms: p50 {statistics.median(times):.0f} "
+          f"max {times[-1]:.0f} {[round(t) for t in times]}", flush=True)  # fmt: skip
+
+
+def idle(cluster: Cluster, seconds: float = 10.0) -> None:
+    cluster.leader()
+    before = {node.name: node.ask("status") for node in cluster.alive}
+    time.sleep(seconds)
+    for node in cluster.alive:
+        now = node.ask("status")
+        used = (now["cpu_s"] - before[node.name]["cpu_s"]) / seconds * 100
+        print(f"at rest, {now['role']}: {used:.2f} % of a core", flush=True)
+
+
+def main() -> None:
+    chosen = sys.argv[1:] or ["latency", "rate", "idle", "failover"]
+    with tempfile.TemporaryDirectory() as directory, Cluster(Path(directory)) as cluster:
+        for name in chosen:
+            {"latency": latency, "rate": rate, "failover": failover, "idle": idle}[name](cluster)
+
+
+if __name__ == "__main__":
+    main()
