@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from oncekeeper.envelope import BODY_BYTES_MAX, check_body, explain
+from oncekeeper.envelope import BODY_BYTES_MAX, UNDECODABLE, check_body, explain
 from oncekeeper.errors import InvalidHandler, InvalidTask
 
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
@@ -161,7 +161,7 @@ class Signature:
         """What to call the handler with. Raises InvalidTask if the body does not fit the handler's types."""
         try:
             values = self._values(self._decode(body))
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise InvalidTask(*explain(error, "body"), self._name) from None
         if self._positional == len(values):
             return Arguments(values, {})

@@ -115,6 +115,9 @@ class _Row(_Header, kw_only=True):
     bodies: list[msgspec.Raw]
 
 
+UNDECODABLE = (msgspec.MsgspecError, RecursionError)
+"""What decoding JSON raises; the second one for brackets nested a thousand deep."""
+
 _encode = msgspec.json.Encoder().encode
 _decode_wire = msgspec.json.Decoder(_Wire).decode
 _decode_row = msgspec.json.Decoder(_Row).decode
@@ -150,7 +153,7 @@ _AT = re.compile(r"(?s)(.*?)(?: - at `(?:key in )?\$?(.*)`)?")
 _FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*)`")
 
 
-def explain(error: msgspec.MsgspecError, whole: str) -> tuple[str, str]:
+def explain(error: Exception, whole: str) -> tuple[str, str]:
     """A msgspec error as (field, rule); ``whole`` names the field when the error is about all of it."""
     match = _AT.fullmatch(str(error))
     text, path = (match[1], match[2] or "") if match else (str(error), "")
@@ -169,7 +172,7 @@ def validate_message(raw: bytes | msgspec.Raw) -> Message:
     """The message in ``raw``, or InvalidTask naming the field and the rule. Never parses the body."""
     try:
         wire = _decode_wire(raw)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise InvalidTask(*explain(error, "message")) from None
     if wire.v != MESSAGE_VERSION:
         raise InvalidTask("v", f"this version understands {MESSAGE_VERSION}, not {wire.v}")
@@ -344,7 +347,7 @@ def decode_batch(raw: bytes) -> TaskBatch:
     """The inverse of encode_batch; InvalidTask for anything else. Unknown fields are passed over."""
     try:
         row = _decode_row(raw)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise InvalidTask(*explain(error, "message")) from None
     if row.v != MESSAGE_VERSION:
         raise InvalidTask("v", f"this version understands {MESSAGE_VERSION}, not {row.v}")
