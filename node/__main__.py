@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
-import os
 import signal
 import sys
 from pathlib import Path
 
 from node.cluster import Locked, hold_lock, read_secret
 from node.config import ConfigError, NodeConfig, load_config
-from node.supervisor import EXIT_BAD_CONFIG, EXIT_LOCKED
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from node.supervisor import EXIT_BAD_CONFIG, EXIT_LOCKED, die_with
 
 
 def parse_flags(pairs: list[str]) -> dict[str, str]:
@@ -33,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--die-with", type=int, default=0, metavar="PID", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.die_with:
-        die_with(asked.die_with)
+        die_with(asked.die_with, signal.SIGKILL)
     return run(asked.config, asked.set)
 
 
@@ -63,13 +59,6 @@ def _run_loop(config: NodeConfig) -> int:
 
         return asyncio.run(run_node(config))
     return uvloop.run(run_node(config))
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill us when ``parent`` ends, however it ends, so that a demo leaves nothing behind."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit(1)  # it ended before we could say so
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ def read_secret(directory: Path) -> bytes:
 
 def http_token(secret: bytes) -> str:
     """What the HTTP API wants as a bearer token. Derived, so that who sees it cannot join as a node."""
-    return hashlib.blake2b(secret, person=b"oncekeeper-http").hexdigest()
+    return hashlib.blake2b(secret, digest_size=32, person=b"oncekeeper-http").hexdigest()
 
 
 # --- ports ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ from node.cluster import (
 )
 from node.config import ConfigError
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 EXIT_BAD_CONFIG = 2
 EXIT_LOCKED = 75  # EX_TEMPFAIL: another process is this node
 
@@ -221,8 +223,8 @@ def child_environment() -> dict[str, str]:
     return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, paths)))}
 
 
-def start_node(cluster: Cluster, node: str) -> int:
-    """Start one node that is down, in the background; its pid. A supervisor that is running adopts it."""
+def start_node(cluster: Cluster, node: str) -> subprocess.Popen[bytes]:
+    """Start one node that is down, in the background. A supervisor that is running adopts it."""
     lock = cluster.node_lock(node)
     if is_held(lock):
         raise Locked(f"{node} is running already as process {lock_holder(lock)}")
@@ -230,20 +232,24 @@ def start_node(cluster: Cluster, node: str) -> int:
     return _start_background(node_command(cluster, node), cluster.node_dir(node) / "node.out")
 
 
-def start_supervisor(cluster: Cluster, *, restart: bool) -> int:
-    """Start a supervisor in the background; its pid. It outlives the terminal."""
+def start_supervisor(
+    cluster: Cluster, *, restart: bool, die_with_us: bool = False
+) -> subprocess.Popen[bytes]:
+    """Start a supervisor in the background. It outlives us, and the terminal."""
     if is_held(cluster.supervisor_lock):
         pid = lock_holder(cluster.supervisor_lock)
         raise Locked(f"a supervisor of {cluster.dir} is running already as process {pid}")
     command = [sys.executable, "-P", "-m", "node.supervisor", "--dir", str(cluster.dir)]
     if not restart:
         command.append("--no-restart")
+    if die_with_us:
+        command += ["--die-with", str(os.getpid())]
     return _start_background(command, cluster.dir / "supervisor.log")
 
 
-def _start_background(command: list[str], output: Path) -> int:
+def _start_background(command: list[str], output: Path) -> subprocess.Popen[bytes]:
     with output.open("ab") as out:
-        started = subprocess.Popen(
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -251,9 +257,13 @@ def _start_background(command: list[str], output: Path) -> int:
             start_new_session=True,
             env=child_environment(),
         )
-    # It is meant to outlive us; without this, Python would warn that nobody waits for it.
-    started.returncode = 0
-    return started.pid
+
+
+def die_with(parent: int, number: signal.Signals) -> None:
+    """Have the kernel signal us when ``parent`` ends, however it ends: a demo leaves nothing behind."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)  # it ended before we could say so
 
 
 # --- the supervisor as a process of its own -------------------------------------------------------
@@ -268,8 +278,8 @@ def write_event(event: Event) -> None:
     print(json.dumps(line), flush=True)
 
 
-async def _main(cluster: Cluster, restart: bool) -> int:
-    supervisor = Supervisor(cluster, restart=restart, on_event=write_event)
+async def _main(cluster: Cluster, restart: bool, nodes_die_with_us: bool) -> int:
+    supervisor = Supervisor(cluster, restart=restart, die_with_us=nodes_die_with_us, on_event=write_event)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.stop)
@@ -281,9 +291,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m node.supervisor")
     parser.add_argument("--dir", required=True, type=Path)
     parser.add_argument("--no-restart", action="store_true")
+    parser.add_argument("--die-with", type=int, default=0, metavar="PID")
     asked = parser.parse_args()
+    if asked.die_with:
+        # Asked to stop, and not killed, so that the nodes drain even if who started us was killed.
+        die_with(asked.die_with, signal.SIGTERM)
     try:
-        return asyncio.run(_main(open_cluster(asked.dir), not asked.no_restart))
+        return asyncio.run(_main(open_cluster(asked.dir), not asked.no_restart, bool(asked.die_with)))
     except (ClusterError, ConfigError) as error:
         print(json.dumps({"at_ms": time.time_ns() // 1_000_000, "event": "failed", "detail": str(error)}))
         return 1

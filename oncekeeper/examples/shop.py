@@ -1,15 +1,16 @@
 """An example application: a shop that charges orders and sends receipts, each exactly once.
 
-``charge`` moves money, in one database transaction. Its check is ready-made: ``checks.sql`` records the task's id in
-that same transaction, so that afterwards the database itself can tell whether the charge took effect.
+``charge`` moves money, in one database transaction. Its check is ready-made: ``checks.sql`` records the
+task's id in that same transaction, so that afterwards the database itself can tell whether the charge took
+effect.
 
-``send_receipt`` appends a line to a file and cannot do that in a transaction. Its check is our own: look into the
-file.
+``send_receipt`` appends a line to a file and cannot do that in a transaction. Its check is our own: look
+into the file.
 
-SQLite stands for the shop's database. In WAL mode with synchronous=NORMAL a commit survives the death of any process,
-at any moment, which is what the demo inflicts. It does not survive a power cut: the last commits before it may then
-be missing. Where money is at stake set SHOP_SYNCHRONOUS=FULL, which waits for the disk at each commit (on a disk that
-takes 2.5 ms for that: 400 charges a second instead of thousands).
+SQLite stands for the shop's database. In WAL mode with synchronous=NORMAL a commit survives the death of
+any process, at any moment, which is what the demo inflicts. It does not survive a power cut: the last
+commits before it may then be missing. Where money is at stake set SHOP_SYNCHRONOUS=FULL, which waits for
+the disk at each commit (on a disk that takes 2.5 ms for that: 400 charges a second instead of thousands).
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ effects = Table(
 )
 
 engine = create_engine(f"sqlite:///{HOME / 'money.db'}", connect_args={"timeout": 30})
-# SQLite has one writer. The threads of a process take turns here, and not by SQLite's sleeping and trying again.
+# SQLite has one writer. The threads of a process take turns here, and not by SQLite's sleeping and trying
+# again.
 one_writer = threading.Lock()
 
 
@@ -68,12 +70,11 @@ def _begin(connection: Connection) -> None:
 
 @app.task(kind="io", length="short", ttr=60, retries=5, on_doubt=checks.sql(engine))
 def charge(order_id: int, amount_cents: int) -> str:
-    with one_writer:
-        with engine.begin() as transaction:
-            row = {"order_id": order_id, "amount_cents": amount_cents, "at_ms": time.time_ns() // 1_000_000}
-            transaction.execute(insert(effects).values(**row))
-            pause_if_told(HOME, f"before-commit-{order_id}")
-        pause_if_told(HOME, f"after-commit-{order_id}")
+    row = {"order_id": order_id, "amount_cents": amount_cents, "at_ms": time.time_ns() // 1_000_000}
+    with one_writer, engine.begin() as transaction:
+        transaction.execute(insert(effects).values(**row))
+        pause_if_told(HOME, f"before-commit-{order_id}")
+    pause_if_told(HOME, f"after-commit-{order_id}")
     return f"charged {amount_cents} cents"
 
 

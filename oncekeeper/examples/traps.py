@@ -1,7 +1,8 @@
 """Places in a handler where a demonstration may stop a worker process, in order to kill it there.
 
-Whoever wants that puts a file into ``HOME/traps``. The first to come by removes it, so that a second attempt passes,
-writes its pid to ``HOME/caught``, and waits to be killed. Without such a file this is one failing system call.
+Whoever wants that puts a file into ``HOME/traps``. The first to come by removes it, so that a second
+attempt passes, writes its pid to ``HOME/caught``, and waits to be killed. Without such a file this is one
+failing system call.
 """
 
 from __future__ import annotations

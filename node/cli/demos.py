@@ -1,0 +1,33 @@
+"""`demo`: three nodes, a leader that is killed, and an account of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from node.cli.output import BAD_USAGE, DONE, FAILED, CliError, JsonOption, print_json
+
+ORDERS_MIN = 100  # fewer are done before anything can be killed
+ORDERS_MAX = 10_000_000
+
+
+def demo(
+    orders: Annotated[int, typer.Option("--orders", help="How many orders are charged.")] = 20_000,
+    dir: Annotated[
+        Path | None, typer.Option("--dir", help="Keep everything there; by default a temporary directory.")
+    ] = None,
+    json: JsonOption = False,
+) -> int:
+    """Three nodes charge orders while the leader and workers are killed; the money is then counted."""
+    if not ORDERS_MIN <= orders <= ORDERS_MAX:
+        raise CliError(f"orders={orders} must be from {ORDERS_MIN} to {ORDERS_MAX}", BAD_USAGE)
+    if dir is not None and dir.exists() and (not dir.is_dir() or any(dir.iterdir())):
+        raise CliError(f"dir={dir} must be new or empty: the demo counts what it finds there", BAD_USAGE)
+    from node.demo.run import run_demo
+
+    outcome = run_demo(orders, dir, quiet=json)
+    if json:
+        print_json(outcome.document())
+    return DONE if outcome.is_right else FAILED

@@ -1,0 +1,86 @@
+"""The commands put together, and the one place where an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+
+from node.cli import clusters, demos, queues, suspects, tasks, watching
+from node.cli.output import BAD_USAGE, DONE, FAILED, CliError, note, print_json
+from node.cluster import ClusterError
+from node.config import ConfigError
+
+# The root of what a wrong command line raises; under which module name it stands differs by typer's version.
+USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]
+
+
+def build() -> typer.Typer:
+    program = typer.Typer(
+        name="oncekeeper",
+        help="Tasks that take effect exactly once.",
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["--help", "-h"]},
+        pretty_exceptions_enable=False,
+    )
+    program.command("demo")(demos.demo)
+    program.add_typer(clusters.cluster_app, name="cluster")
+    program.command("node")(clusters.node)
+    program.add_typer(clusters.config_app, name="config")
+    program.command("nodes")(watching.nodes)
+    program.command("status")(watching.status)
+    program.command("wait")(watching.wait)
+    program.command("submit")(tasks.submit)
+    program.add_typer(tasks.task_app, name="task")
+    program.command("why")(tasks.why)
+    program.add_typer(suspects.suspect_app, name="suspect")
+    program.add_typer(queues.queue_app, name="queue")
+    return program
+
+
+def run(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+    try:
+        code = build()(arguments, standalone_mode=False)
+        sys.stdout.flush()
+    except CliError as error:
+        return _fail(as_json, str(error), error.code, error.details)
+    except ConfigError as error:
+        return _fail(as_json, str(error), BAD_USAGE, {"field": error.field} if error.field else {})
+    except ClusterError as error:
+        return _fail(as_json, str(error), FAILED)
+    except USAGE_ERROR as error:
+        return _fail(as_json, _usage_text(error, as_json), BAD_USAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(as_json, "interrupted", FAILED)
+    except BrokenPipeError:
+        # Whoever read our output (head, less) has seen enough. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if not _is_products(error):
+            raise  # a defect of ours: the traceback is what helps
+        return _fail(as_json, str(error), FAILED)
+    return code if isinstance(code, int) else DONE
+
+
+def _is_products(error: Exception) -> bool:
+    # Looked up and not imported: importing the product takes as long as all that `status` does.
+    errors = sys.modules.get("oncekeeper.errors")
+    return errors is not None and isinstance(error, errors.OncekeeperError)
+
+
+def _usage_text(error: Any, as_json: bool) -> str:
+    text = str(error.format_message())
+    context = getattr(error, "ctx", None)
+    return text if as_json or context is None else f"{text}\nTry: {context.command_path} --help"
+
+
+def _fail(as_json: bool, message: str, code: int, details: dict[str, object] | None = None) -> int:
+    if as_json:
+        print_json({"error": message, **{key: value for key, value in (details or {}).items() if value}})
+    else:
+        note(f"error: {message}")
+    return code

@@ -1,0 +1,332 @@
+"""`submit`, `task show|cancel|retry|list` and `why`."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from dedup.ids import parse_id
+from node.cli.connection import Api, connect, quoted
+from node.cli.output import (
+    BAD_USAGE,
+    DONE,
+    CliError,
+    ClusterOption,
+    JsonOption,
+    note,
+    print_json,
+    print_table,
+)
+from node.cli.watching import bar
+
+BATCH_TASKS = 2_000
+BATCH_BYTES = 1 << 20
+COUNT_MAX = 100_000_000
+DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?")
+UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+task_app = typer.Typer(help="Single tasks.", no_args_is_help=True)
+
+
+class State(StrEnum):
+    WAITING = "waiting"
+    DELAYED = "delayed"
+    RUNNING = "running"
+    SUSPECT = "suspect"
+    EXECUTED = "executed"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Digits, or k and 32 hexadecimal digits.")]
+
+
+# --- submit ---------------------------------------------------------------------------------------
+
+
+def submit(
+    handler: Annotated[str | None, typer.Argument(help="As in `shop.charge`; optional with --file.")] = None,
+    body: Annotated[
+        str | None, typer.Option("--body", help="A JSON object: the handler's arguments.")
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Idempotency key: the same key runs once.")] = None,
+    ttr: Annotated[str | None, typer.Option("--ttr", help="Time to run, as in 30s.")] = None,
+    queue: Annotated[str | None, typer.Option("--queue", help="Instead of the handler's own queue.")] = None,
+    count: Annotated[int, typer.Option("--count", help="Submit the same body so many times.")] = 1,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="JSON Lines: one task message with a body a line; - is standard input."),
+    ] = None,
+    cluster: ClusterOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Submit tasks. It returns when they are stored durably."""
+    common: dict[str, Any] = {}
+    if handler is not None:
+        common["handler"] = handler
+    if queue is not None:
+        common["queue"] = queue
+    if ttr is not None:
+        common["ttr_ms"] = duration_ms("ttr", ttr)
+    if file is not None:
+        if body is not None or key is not None or count != 1:
+            raise CliError(
+                "--file goes with neither --body nor --key nor --count: its lines say that", BAD_USAGE
+            )
+        tasks, total = _file_tasks(file, common), _lines_in(file)
+    else:
+        tasks, total = _same_tasks(common, body, key, count), count
+    api = connect(cluster)
+    ids, duplicates = _submit_all(
+        api, tasks, total, shown=not json and sys.stderr.isatty() and total > BATCH_TASKS
+    )
+    if json:
+        print_json({"ids": ids, "duplicates": duplicates})
+    elif len(ids) == 1:
+        print(ids[0] if not duplicates else f"{ids[0]} (was there already)")
+    else:
+        print(
+            f"submitted {len(ids):,} tasks" + (f", {duplicates:,} were there already" if duplicates else "")
+        )
+        if ids:
+            print(f"from {ids[0]} to {ids[-1]}")
+    return DONE
+
+
+def duration_ms(name: str, text: str) -> int:
+    matched = DURATION.fullmatch(text.strip())
+    if not matched:
+        raise CliError(f"{name}={text} must be a duration, as in 500ms, 30s, 5m or 1h", BAD_USAGE)
+    milliseconds = round(float(matched[1]) * UNIT_MS[matched[2] or "s"])
+    if milliseconds < 1:
+        raise CliError(f"{name}={text} must be at least 1ms", BAD_USAGE)
+    return milliseconds
+
+
+def _same_tasks(
+    common: dict[str, Any], body: str | None, key: str | None, count: int
+) -> Iterator[dict[str, Any]]:
+    if "handler" not in common:
+        raise CliError(
+            "handler is missing: name it, as in `oncekeeper submit shop.charge --body …`", BAD_USAGE
+        )
+    if not 1 <= count <= COUNT_MAX:
+        raise CliError(f"count={count} must be from 1 to {COUNT_MAX}", BAD_USAGE)
+    if key is not None and count != 1:
+        raise CliError(f"key={key} names one task, so count={count} must be 1", BAD_USAGE)
+    message = common | {"body": _body(body)}
+    if key is not None:
+        message["key"] = key
+    return (dict(message) for _ in range(count))
+
+
+def _body(text: str | None) -> object:
+    if text is None:
+        return {}
+    try:
+        body = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise CliError(f"body={text} is no JSON: {error}", BAD_USAGE) from error
+    if not isinstance(body, dict):
+        raise CliError(f"body={text} must be a JSON object: the handler's arguments by name", BAD_USAGE)
+    return body
+
+
+def _lines_in(file: Path) -> int:
+    """For the progress bar; 0 if it cannot be known."""
+    if str(file) == "-":
+        return 0
+    with file.open("rb") as opened:
+        return sum(block.count(b"\n") for block in iter(lambda: opened.read(1 << 20), b""))
+
+
+def _file_tasks(file: Path, common: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every line is checked for its form before the first is sent."""
+    if str(file) != "-" and not file.is_file():
+        raise CliError(f"file={file}: there is no such file", BAD_USAGE)
+    if str(file) == "-":
+        lines = sys.stdin.buffer.read().splitlines()
+        return iter([_line_task(line, at, file, common) for at, line in enumerate(lines, 1) if line.strip()])
+    with file.open("rb") as opened:
+        for at, line in enumerate(opened, 1):
+            if line.strip():
+                _line_task(line, at, file, common)
+    return _again(file, common)
+
+
+def _again(file: Path, common: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    with file.open("rb") as opened:
+        for at, line in enumerate(opened, 1):
+            if line.strip():
+                yield _line_task(line, at, file, common)
+
+
+def _line_task(line: bytes, at: int, file: Path, common: dict[str, Any]) -> dict[str, Any]:
+    where = f"{file}, line {at}"
+    try:
+        message = msgspec.json.decode(line)
+    except msgspec.DecodeError as error:
+        raise CliError(f"{where}: is no JSON: {error}; nothing was submitted", BAD_USAGE) from error
+    if not isinstance(message, dict) or not isinstance(message.get("body"), dict):
+        raise CliError(
+            f'{where}: body must be an object, as in {{"body": {{…}}}}; nothing was submitted', BAD_USAGE
+        )
+    message = common | message
+    if not isinstance(message.get("handler"), str):
+        raise CliError(f"{where}: handler is missing, here and as argument; nothing was submitted", BAD_USAGE)
+    return message
+
+
+def _submit_all(api: Api, tasks: Iterator[dict[str, Any]], total: int, shown: bool) -> tuple[list[str], int]:
+    ids: list[str] = []
+    duplicates = 0
+    progress = bar("submitting") if shown else None
+    if progress is not None:
+        progress.start()
+        meter = progress.add_task("submitting", total=total or None)
+    try:
+        for batch in _batches(tasks):
+            try:
+                answer = api.post_lines("/v1/tasks", _numbered(api, batch))
+            except CliError as error:
+                if ids:
+                    # Say what stands, so that a second try can leave it out.
+                    raise CliError(
+                        f"{error}; {len(ids)} tasks were stored before, the last is {ids[-1]}", error.code
+                    ) from error
+                raise
+            ids += answer["ids"]
+            duplicates += answer.get("duplicates", 0)
+            if progress is not None:
+                progress.update(meter, completed=len(ids))
+    finally:
+        if progress is not None:
+            progress.stop()
+    return ids, duplicates
+
+
+def _batches(tasks: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for task in tasks:
+        batch.append(task)
+        size += len(msgspec.json.encode(task["body"])) if len(batch) % 16 == 1 else 0
+        if len(batch) >= BATCH_TASKS or size * 16 >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _numbered(api: Api, batch: list[dict[str, Any]]) -> list[bytes]:
+    """Ids are fixed before the first send: what is sent again, because no answer came, is then no second task."""
+    wanting = [task for task in batch if "key" not in task and "id" not in task]
+    at = 0
+    while at < len(wanting):
+        given = api.post("/v1/ids", {"count": len(wanting) - at})
+        for number in range(given["start"], given["start"] + given["count"]):
+            wanting[at]["id"] = str(number)
+            at += 1
+            if at == len(wanting):
+                break
+    return [msgspec.json.encode(task) for task in batch]
+
+
+# --- single tasks ---------------------------------------------------------------------------------
+
+
+def checked_id(text: str) -> str:
+    try:
+        parse_id(text)
+    except ValueError as error:
+        raise CliError(str(error), BAD_USAGE) from error
+    return text
+
+
+@task_app.command("show")
+def show(task_id: IdArgument, cluster: ClusterOption = None, json: JsonOption = False) -> int:
+    """What is known of a task."""
+    answer = connect(cluster).get(f"/v1/tasks/{quoted(checked_id(task_id))}")
+    if json:
+        print_json(answer)
+        return DONE
+    rows = [(key, _shown(value)) for key, value in answer.items() if value not in (None, "", [], {})]
+    print_table(("field", "value"), rows)
+    return DONE
+
+
+def _shown(value: Any) -> object:
+    # Numbers are names here (fences, offsets): no thousands separators.
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+@task_app.command("cancel")
+def cancel(task_id: IdArgument, cluster: ClusterOption = None, json: JsonOption = False) -> int:
+    """Delete a task before it starts."""
+    answer = connect(cluster).post(
+        f"/v1/tasks/{quoted(checked_id(task_id))}/cancel", {"by": getpass.getuser()}
+    )
+    if json:
+        print_json(answer)
+    else:
+        print(f"{task_id} is cancelled: it will not start")
+    return DONE
+
+
+@task_app.command("retry")
+def retry(task_id: IdArgument, cluster: ClusterOption = None, json: JsonOption = False) -> int:
+    """Let a dead or cancelled task run again, from its first attempt."""
+    answer = connect(cluster).post(
+        f"/v1/tasks/{quoted(checked_id(task_id))}/retry", {"by": getpass.getuser()}
+    )
+    if json:
+        print_json(answer)
+    else:
+        print(f"{task_id} may run again")
+    return DONE
+
+
+@task_app.command("list")
+def list_tasks(
+    state: Annotated[State | None, typer.Option("--state")] = None,
+    queue: Annotated[str | None, typer.Option("--queue")] = None,
+    limit: Annotated[int, typer.Option("--limit", help="At most so many.")] = 100,
+    after: Annotated[str | None, typer.Option("--after", help="The `next` of the page before.")] = None,
+    cluster: ClusterOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Tasks, by state and queue."""
+    if limit < 1:
+        raise CliError(f"limit={limit} must be at least 1", BAD_USAGE)
+    answer = connect(cluster).get("/v1/tasks", state=state, queue=queue, limit=limit, after=after)
+    if json:
+        print_json(answer)
+        return DONE
+    print_tasks(answer["tasks"])
+    if answer.get("next"):
+        note(f"there are more: --after {answer['next']}")
+    return DONE
+
+
+def print_tasks(rows: list[dict[str, Any]]) -> None:
+    columns = ("id", "state", "queue", "handler", "attempt#", "node", "error")
+    print_table(columns, [[row.get(name.rstrip("#")) for name in columns] for row in rows])
+
+
+def why(task_id: IdArgument, cluster: ClusterOption = None, json: JsonOption = False) -> int:
+    """The whole story of one task."""
+    answer = connect(cluster).get(f"/v1/tasks/{quoted(checked_id(task_id))}/why")
+    if json:
+        print_json(answer)
+        return DONE
+    for sentence in answer["story"]:
+        print(sentence)
+    return DONE

@@ -1,0 +1,1 @@
+"""The demonstration: what the product promises, shown with faults, and checked from outside."""
