@@ -139,6 +139,7 @@ class SimulatedFiles:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
             self._need_directory(path)
             self._keys += 1
+            self.disk.file(self._keys)
             self.step("open", lambda: self.disk.change_names({path: self._keys}))
             return SimulatedFile(self, self._keys)
         key = self._key(path)
