@@ -102,7 +102,11 @@ class Service:
         self.records = Records.open(
             config.data_dir / "history.db", RecordsLimits(keep_ms=config.history_keep_ms)
         )
-        self.log = LogThread(lambda: open_log(config.cluster_dir, cluster_id=config.cluster_id))
+        self.log = LogThread(
+            lambda: open_log(
+                config.cluster_dir, create=True, partitions=config.partitions, cluster_id=config.cluster_id
+            )
+        )
         self.coordinator = Coordinator(
             self.ledger,
             CoordinatorSettings(node=config.node_id, testimony_wait_ms=config.testimony_wait_ms),

@@ -5,6 +5,7 @@ The one place in the worker that knows the shape of ``oncekeeper.app``.
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 
 from node.workers.port import HandlerInfo
-from oncekeeper import context
+from oncekeeper import context, handlers
 from oncekeeper.app import load_app
 from oncekeeper.context import CurrentTask
 from oncekeeper.handlers import Handler
@@ -20,6 +21,7 @@ from oncekeeper.handlers import Handler
 ERROR_CHARS_MAX = 500
 TRACE_FRAMES = 6
 TRACE_CHARS_MAX = 4000
+_OURS = (os.path.dirname(__file__), handlers.__file__)
 
 
 class Calls(msgspec.Struct, frozen=True):
@@ -95,8 +97,8 @@ def one_line(error: BaseException) -> str:
 def short_trace(error: BaseException) -> str:
     """The last frames of a traceback, without the worker's own."""
     tb = error.__traceback__
-    if tb is not None and tb.tb_next is not None:
-        tb = tb.tb_next  # the first frame is the worker's call
+    while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename.startswith(_OURS):
+        tb = tb.tb_next
     try:
         text = "".join(traceback.format_exception(type(error), error, tb, limit=-TRACE_FRAMES))
     except Exception:  # noqa: BLE001 - as above: a trace is a help, never a reason to fail

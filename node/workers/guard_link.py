@@ -35,6 +35,7 @@ class GuardLink:
         self._process: subprocess.Popen[bytes] | None = None
         self._loop = asyncio.get_running_loop()
         self._stopping = False
+        self._pidfd = self._pipe = -1
 
     @property
     def pid(self) -> int:
@@ -60,10 +61,8 @@ class GuardLink:
         before = self._lease[0]
         self._lease[0] = until_ns
         # While a lease runs, the guard looks again at its end by itself: only other changes need a nudge.
-        if before <= time.clock_gettime_ns(time.CLOCK_BOOTTIME) or until_ns < before:
-            with contextlib.suppress(
-                OSError
-            ):  # full: it has enough to wake for; broken: it is being restarted
+        if self._pipe >= 0 and (before <= time.clock_gettime_ns(time.CLOCK_BOOTTIME) or until_ns < before):
+            with contextlib.suppress(OSError):  # full, or it has just died: a new one looks by itself
                 os.write(self._pipe, b".")
 
     def add(self, group: int) -> None:
@@ -82,20 +81,23 @@ class GuardLink:
     def stop(self) -> None:
         """After the workers are gone: it would kill what it still finds."""
         self._stopping = True
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        os.close(self._pipe)
+        self._let_go()
         if self._process is not None:
             self._process.wait()
 
     def _exited(self) -> None:
+        self._let_go()
+        status = self._process.wait() if self._process is not None else 0
+        self._on_restart(status)
+        self._loop.call_later(RESTART_DELAY_S, self._restart)
+
+    def _let_go(self) -> None:
+        if self._pidfd < 0:
+            return
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         os.close(self._pipe)
-        status = self._process.wait() if self._process is not None else 0
-        if not self._stopping:
-            self._on_restart(status)
-            self._loop.call_later(RESTART_DELAY_S, self._restart)
+        self._pidfd = self._pipe = -1
 
     def _restart(self) -> None:
         if not self._stopping:

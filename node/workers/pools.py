@@ -243,6 +243,11 @@ class WorkerPools:
                 return part.at, part.error
         raise WorkerStartError(f"no worker could validate: {part.error}")
 
+    @property
+    def guard_pid(self) -> int:
+        """The process that kills the workers when this one cannot."""
+        return self._guard.pid
+
     def slots(self, kind: str, is_async: bool = False) -> int:
         """How many tasks can run at once."""
         ready = sum(slot.ready for slot in self._slots[kind])

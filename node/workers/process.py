@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
@@ -46,16 +47,15 @@ class Lines(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._rest:
             self._take(self._rest)
-        if self._dropped:
-            self._on_line("", f"({self._dropped} lines were dropped)")
+        self._say_dropped()
 
     def _take(self, line: bytes) -> None:
-        second = int(asyncio.get_running_loop().time())
-        if second != self._second:
-            if self._dropped:
-                self._on_line("", f"({self._dropped} lines were dropped)")
-            self._second, self._left, self._dropped = second, LINES_PER_S_MAX, 0
+        loop = asyncio.get_running_loop()
+        if int(loop.time()) != self._second:
+            self._second, self._left = int(loop.time()), LINES_PER_S_MAX
         if self._left <= 0:
+            if not self._dropped:
+                loop.call_later(1.0, self._say_dropped)
             self._dropped += 1
             return
         self._left -= 1
@@ -65,6 +65,11 @@ class Lines(asyncio.Protocol):
             self._on_line(task, text)
         else:
             self._on_line("", text)
+
+    def _say_dropped(self) -> None:
+        if self._dropped:
+            self._on_line("", f"({self._dropped} lines were dropped)")
+            self._dropped = 0
 
 
 class WorkerProcess(asyncio.Protocol):
@@ -151,8 +156,7 @@ class WorkerProcess(asyncio.Protocol):
         self._out.clear()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
 
     def data_received(self, data: bytes) -> None:
         try:
