@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from dedup.ids import Ids
-from node.workers.events import PoolEvent, PoolSettings
+from node.workers.events import PoolEvent, PoolSettings, WorkerStarted
 from node.workers.pools import WorkerPools
 from node.workers.port import Ended, Mode, Part, Report, Work
 
@@ -109,7 +109,8 @@ async def bench(
         yield found
     finally:
         await found.pools.stop(grace_s=0.0)
-        left = [pid for pid in found.pids() if is_running(pid)]
+        started = [event.pid for event in found.events if isinstance(event, WorkerStarted)]
+        left = [pid for pid in started if is_running(pid)]
         assert not left, f"workers outlived their pools: {left}"
 
 
