@@ -60,7 +60,8 @@ def bits_and_probes(capacity: int, error_rate: float) -> tuple[int, int]:
     best = max(1, min(PROBES_MAX, round(-math.log2(error_rate))))
     limit = _SIZE_SLACK * bits(best)
     probes = next(k for k in range(1, best + 1) if bits(k) <= limit)
-    return math.ceil(bits(probes)), probes
+    # In whole words, and from few digits: replicas on machines whose logarithms differ in the last bit agree.
+    return 64 * math.ceil(round(bits(probes), 3) / 64), probes
 
 
 class BloomFilter:
