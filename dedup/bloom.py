@@ -16,6 +16,7 @@ that are still possible, so a batch of new keys costs about two probes a key at 
 from __future__ import annotations
 
 import math
+import mmap
 import struct
 from collections.abc import Iterable, Sequence
 from itertools import compress
@@ -23,13 +24,13 @@ from typing import NamedTuple
 
 import mmh3
 from bitarray import bitarray
-from bitarray.util import zeros
 
 SEED_MAX = 2**64 - 1
 PROBES_MAX = 64
 
 _SIZE_SLACK = 1.15
-_SNAPSHOT = struct.Struct("<QQQBQ")  # m, bits laid out, capacity, k, added
+_WORD = 64  # m is a multiple
+_SNAPSHOT = struct.Struct("<QQBQ")  # m, capacity, k, added
 
 
 class Hashes(NamedTuple):
@@ -61,41 +62,33 @@ def bits_and_probes(capacity: int, error_rate: float) -> tuple[int, int]:
     limit = _SIZE_SLACK * bits(best)
     probes = next(k for k in range(1, best + 1) if bits(k) <= limit)
     # In whole words, and from few digits: replicas on machines whose logarithms differ in the last bit agree.
-    return 64 * math.ceil(round(bits(probes), 3) / 64), probes
+    return _WORD * math.ceil(round(bits(probes), 3) / _WORD), probes
 
 
 class BloomFilter:
     """A filter for ``capacity`` keys at ``error_rate``; beyond its capacity the rate rises, no more."""
 
-    def __init__(self, capacity: int, error_rate: float, *, laid_out: bool = True) -> None:
-        """Not ``laid_out``, it takes no memory yet; call ``lay_out`` until it is true, before all else."""
+    def __init__(self, capacity: int, error_rate: float) -> None:
         if capacity < 1:
             raise ValueError(f"capacity={capacity} must be at least 1")
         if not 0 < error_rate < 1:
             raise ValueError(f"error_rate={error_rate} must be between 0 and 1, both exclusive")
-        self.bits, self._probes = bits_and_probes(capacity, error_rate)
-        self._bits = zeros(self.bits if laid_out else 0, endian="little")
+        size, self._probes = bits_and_probes(capacity, error_rate)
+        self._bits = _clear_bits(size)
         self.capacity = capacity
         self.added = 0
         """Additions so far; a key added twice counts twice."""
 
     @property
+    def bits(self) -> int:
+        return len(self._bits)
+
+    @property
     def probes(self) -> int:
         return self._probes
 
-    @property
-    def is_laid_out(self) -> bool:
-        return len(self._bits) == self.bits
-
-    def lay_out(self, bits: int) -> bool:
-        """Clear the next ``bits``; whether all are."""
-        missing = self.bits - len(self._bits)
-        if missing:
-            self._bits += zeros(min(bits, missing), endian="little")
-        return bits >= missing
-
     def add(self, hashes: Hashes) -> None:
-        size, bits = self.bits, self._bits
+        size, bits = len(self._bits), self._bits
         places = [x % size for x in hashes.a]
         bits[places] = 1
         for _ in range(1, self._probes):
@@ -109,7 +102,7 @@ class BloomFilter:
         A probe that rules out less than the share ``gain_min`` of the keys that were still possible is the
         last one: who verifies what is left need not pay for probes that only confirm it.
         """
-        size, bits = self.bits, self._bits
+        size, bits = len(self._bits), self._bits
         steps = hashes.b
         places = [x % size for x in hashes.a]
         perhaps = hits = bits[places]
@@ -130,7 +123,7 @@ class BloomFilter:
         return perhaps
 
     def snapshot(self) -> bytes:
-        header = _SNAPSHOT.pack(self.bits, len(self._bits), self.capacity, self._probes, self.added)
+        header = _SNAPSHOT.pack(self.bits, self.capacity, self._probes, self.added)
         return header + self._bits.tobytes()
 
     @classmethod
@@ -138,16 +131,23 @@ class BloomFilter:
         """The filter whose ``snapshot`` this is; ValueError says what is wrong with it."""
         if len(data) < _SNAPSHOT.size:
             raise ValueError(f"a Bloom filter of {len(data)} bytes is shorter than its header")
-        size, laid_out, capacity, probes, added = _SNAPSHOT.unpack_from(data)
+        size, capacity, probes, added = _SNAPSHOT.unpack_from(data)
         body = data[_SNAPSHOT.size :]
-        if not 0 <= laid_out <= size or size < 1 or capacity < 1 or not 1 <= probes <= PROBES_MAX:
+        if size < 1 or size % _WORD or capacity < 1 or not 1 <= probes <= PROBES_MAX:
             raise ValueError(f"a Bloom filter of {size} bits, {capacity} keys and {probes} probes cannot be")
-        if len(body) != (laid_out + 7) // 8:
-            raise ValueError(f"a Bloom filter of {laid_out} bits has {len(body)} bytes of them")
+        if 8 * len(body) != size:
+            raise ValueError(f"a Bloom filter of {size} bits has {len(body)} bytes of them")
         bloom = cls.__new__(cls)
-        bloom._bits = bitarray(endian="little")
-        bloom._bits.frombytes(bytes(body))
-        del bloom._bits[laid_out:]
-        bloom.bits = size
+        bloom._bits = _clear_bits(size)
+        memoryview(bloom._bits)[:] = body
         bloom._probes, bloom.capacity, bloom.added = probes, capacity, added
         return bloom
+
+
+def _clear_bits(size: int) -> bitarray:
+    """``size`` bits, all 0, in pages of their own that the kernel clears when they are first touched.
+
+    Megabytes out of the heap are cleared at once, and that is a stall of tens of milliseconds.
+    """
+    pages = mmap.mmap(-1, size // 8, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return bitarray(buffer=pages, endian="little")

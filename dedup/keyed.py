@@ -97,7 +97,7 @@ class Generation:
         while self.count > _FILL * len(self._buckets):
             self._split()
         self._filter.add(hashes)
-        if self._next is not None and self._next.is_laid_out:
+        if self._next is not None:
             self._next.add(hashes)
         self._tend_filter(len(keys))
 
@@ -174,15 +174,10 @@ class Generation:
     def _tend_filter(self, added: int) -> None:
         """Begin, go on with, or finish the replacement of a filter that fills up."""
         if self._next is None:
-            if 8 * self.count < 5 * self._filter.capacity:
+            if 4 * self.count < 3 * self._filter.capacity:
                 return
-            # Laid out over the next eighth of the old capacity: to clear megabytes at once is a stall.
-            self._next = BloomFilter(
-                2 * max(self._filter.capacity, self.count), self._error_rate, laid_out=False
-            )
+            self._next = BloomFilter(2 * max(self._filter.capacity, self.count), self._error_rate)
             self._carried = 0
-        if not self._next.lay_out(8 * added * self._next.bits // self._filter.capacity + 1):
-            return
         end = self._carried + 1 + added * _CARRY // _FILL
         keys = _keys_of(b"".join(self._buckets[self._carried : end]))
         self._next.add(hash_keys(keys, self._seed))

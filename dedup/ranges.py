@@ -250,6 +250,8 @@ class RangeSet:
     def _read_within(container: Container | None, low: int, count: int, spans: Spans) -> None:
         if container is None or container is FULL:
             extend(spans, count, container is FULL)
+        elif count == 1:
+            extend(spans, 1, container.has(low))
         else:
             container.read(low, low + count, spans)
 
