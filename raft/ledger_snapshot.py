@@ -40,7 +40,12 @@ class _Body(msgspec.Struct, frozen=True, array_like=True):
     classes: tuple[tuple[str, HandlerClass], ...]
     schedules: tuple[tuple[str, Schedule], ...]
     proposers: tuple[ProposerRow, ...]
-    states: tuple[tuple[Ids, TaskValue], ...]
+    values: tuple[TaskValue, ...]
+    """Each distinct value of the map of states once, in the order of its first id."""
+    runs: tuple[tuple[int, int, int], ...]
+    """The map's runs, ascending: (start, count, which value)."""
+    keyed: tuple[tuple[tuple[bytes, ...], int], ...]
+    """The map's keys, ascending: (keys, which value)."""
     executed: bytes
 
 
@@ -50,6 +55,14 @@ _decoder: msgspec.msgpack.Decoder[_Body] = msgspec.msgpack.Decoder(_Body)
 
 def state_bytes(state: LedgerState) -> bytes:
     """The canonical bytes of the state."""
+    values: dict[TaskValue, int] = {}
+    runs: list[tuple[int, int, int]] = []
+    keyed: list[tuple[tuple[bytes, ...], int]] = []
+    for ids, value in state.states.items():
+        number = values.setdefault(value, len(values))
+        runs += [(start, count, number) for start, count in ids.runs]
+        if ids.keys:
+            keyed.append((ids.keys, number))
     body = _Body(
         bloom_seed=state.bloom_seed,
         settings=state.settings,
@@ -64,7 +77,9 @@ def state_bytes(state: LedgerState) -> bytes:
         classes=tuple(sorted(state.classes.items())),
         schedules=tuple(sorted(state.schedules.items())),
         proposers=state.tokens.rows(),
-        states=tuple(state.states.items()),
+        values=tuple(values),
+        runs=tuple(runs),
+        keyed=tuple(keyed),
         executed=state.executed.snapshot(),
     )
     return _encoder.encode(body)
@@ -80,7 +95,7 @@ def state_from(data: bytes, bloom_seed: int, settings: LedgerSettings) -> Ledger
         raise CodecError(f"the snapshot does not hold a ledger: {error}") from None
     if body.bloom_seed != bloom_seed:
         raise CodecError(
-            f"the snapshot has bloom_seed={body.bloom_seed}, this cluster {bloom_seed}: another cluster's"
+            f"bloom_seed={body.bloom_seed} of the snapshot must be {bloom_seed}: it is another cluster's"
         )
     _check_settings(body.settings, settings)
     state = LedgerState(bloom_seed, settings)
@@ -99,12 +114,25 @@ def state_from(data: bytes, bloom_seed: int, settings: LedgerSettings) -> Ledger
         state.sessions[session.session] = session
         state.session_of[session.node] = session.session
         state.open[session.session] = Held()
-    shared: dict[TaskValue, TaskValue] = {}  # values that many entries have are held once, as before
-    for ids, decoded in body.states:
-        value = shared.setdefault(decoded, decoded)
-        state.states.set(ids, value)
-        state.enter(ids, len(ids), value)
+    try:
+        _load_states(state, body)
+    except (IndexError, KeyError) as error:
+        raise CodecError(f"the snapshot contradicts itself: {error!r} is named and not there") from None
     return state
+
+
+def _load_states(state: LedgerState, body: _Body) -> None:
+    runs: list[list[tuple[int, int]]] = [[] for _ in body.values]
+    keys: list[list[bytes]] = [[] for _ in body.values]
+    for start, count, number in body.runs:  # in the map's own order, so that each is an append
+        state.states.set(Ids(((start, count),)), body.values[number])
+        runs[number].append((start, count))
+    for some, number in body.keyed:
+        state.states.set(Ids((), some), body.values[number])
+        keys[number] += some
+    for number, value in enumerate(body.values):
+        ids = Ids(tuple(runs[number]), tuple(keys[number]))
+        state.enter(ids, len(ids), value)
 
 
 def _check_settings(theirs: LedgerSettings, ours: LedgerSettings) -> None:

@@ -6,6 +6,7 @@ ledgers and raises AssertionError at the first difference in answers, events, de
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -380,7 +381,9 @@ class Decoder:
         match kind % 20:
             case 0 | 16:
                 node = NODES[a % 3]
-                return Join(node, self.model.highest.get(node, 1) + (0, 1, 0, -1, 0)[b % 5], 1000 + c % 3 * 1000)
+                return Join(
+                    node, self.model.highest.get(node, 1) + (0, 1, 0, -1, 0)[b % 5], 1000 + c % 3 * 1000
+                )
             case 1:
                 return Heartbeat(self.session(ids, c))
             case 2:
@@ -493,7 +496,14 @@ def compare(ledger: Ledger, model: NaiveLedger) -> None:
     assert ledger.now_ms == model.now_ms
 
 
-def run(steps: Iterable[Step], *, twin: bool = False) -> None:
+def history(seed: int) -> str:
+    """What a random history came to: the digest of its ledger, and one of all that was answered and told."""
+    told = hashlib.blake2b(digest_size=16)
+    ledger = run(random_steps(seed, 200), told=told)
+    return f"{ledger.digest().hex()} {told.hexdigest()}"
+
+
+def run(steps: Iterable[Step], *, twin: bool = False, told: hashlib.blake2b | None = None) -> Ledger:
     """Apply the steps to both ledgers; AssertionError or LedgerCorrupt at the first difference.
 
     With ``twin`` a third one is restored from a snapshot now and then, and must agree in bytes.
@@ -526,6 +536,8 @@ def run(steps: Iterable[Step], *, twin: bool = False) -> None:
         assert [expanded(answer) for answer in effects.answers] == expected, (index, commands)
         assert Counter(expanded_events(effects.events)) == Counter(model.events), (index, commands)
         model.events.clear()
+        if told is not None:
+            told.update(repr((effects.answers, effects.events)).encode())
         for answer in effects.answers:
             decoder.learn(answer, index)
         compare(ledger, model)
@@ -536,11 +548,18 @@ def run(steps: Iterable[Step], *, twin: bool = False) -> None:
                 other.restore(ledger.snapshot() if step[2] % 2 else other.snapshot())
                 other.check_invariants()
             assert other.digest() == ledger.digest()
+    return ledger
 
 
 def random_steps(seed: int, count: int = 80) -> list[Step]:
     draw = random.Random(seed)
     return [
-        (draw.randrange(20), draw.randrange(120), draw.randrange(120), draw.randrange(120), draw.randrange(120))
+        (
+            draw.randrange(20),
+            draw.randrange(120),
+            draw.randrange(120),
+            draw.randrange(120),
+            draw.randrange(120),
+        )
         for _ in range(count)
     ]
