@@ -46,8 +46,6 @@ class Files(Protocol):
 
     def exists(self, path: str) -> bool: ...
 
-    def size(self, path: str) -> int: ...
-
     def list(self, directory: str) -> list[str]:
         """Names in the directory, sorted; ``[]`` when there is no such directory."""
 
@@ -123,9 +121,6 @@ class OsFiles:
 
     def exists(self, path: str) -> bool:
         return os.path.exists(path)
-
-    def size(self, path: str) -> int:
-        return os.stat(path).st_size
 
     def list(self, directory: str) -> list[str]:
         try:

@@ -25,24 +25,17 @@ from typing import NoReturn, overload
 from google_crc32c import extend as crc32c_extend
 from google_crc32c import value as crc32c
 
-from raft.files import OS_FILES, File, Files
+from raft.files import OS_FILES, Files
 from raft.journal_format import (
     BATCH_BODY_BYTES_MAX,
-    BATCH_HEADER_BYTES,
-    MARK_SLOT_BYTES,
     RECORD_HEADER_BYTES,
     VOTE_BYTES_MAX,
     Kind,
-    Mark,
-    SegmentHeader,
-    encode_batch_header,
     encode_record,
 )
 from raft.journal_quarantine import quarantine
 from raft.journal_recovery import (
-    MARK_NAME,
     REJOINING_NAME,
-    Contents,
     Entry,
     JournalDamaged,
     JournalError,
@@ -51,8 +44,8 @@ from raft.journal_recovery import (
     Recovered,
     recover,
     runs_from,
-    segment_name,
 )
+from raft.journal_segments import Segments
 
 __all__ = [
     "Entry",
@@ -89,25 +82,19 @@ class Journal:
         "_batch",
         "_batch_bytes",
         "_batch_records",
-        "_cluster",
         "_commit_index",
         "_directory",
         "_entries",
         "_entry_bytes",
         "_failed",
-        "_file",
         "_files",
-        "_mark_file",
-        "_mark_is_synced",
-        "_mark_turn",
         "_next_index",
         "_oldest",
-        "_path",
         "_rejoining",
         "_runs",
         "_segment",
         "_segment_bytes",
-        "_sizes",
+        "_segments",
         "_synced_index",
         "_term",
         "_vote",
@@ -115,30 +102,22 @@ class Journal:
     )
 
     def __init__(self, directory: str, files: Files, cluster: bytes, segment_bytes: int) -> None:
-        self._directory, self._files, self._cluster, self._segment_bytes = (
-            directory,
-            files,
-            cluster,
-            segment_bytes,
-        )
+        self._directory, self._files = directory, files
+        self._segment_bytes = segment_bytes
+        self._segments = Segments(files, directory, cluster)
+        self._segment = 0  # = self._segments.number, one step nearer to the hot path
+        self._oldest = 1
         self._entries: list[Entry] = []
-        self._runs: list[tuple[int, int]] = []
+        self._runs: list[tuple[int, int]] = []  # (first live index, segment that has it), ascending
         self._next_index = 0  # 0: any
         self._entry_bytes = 0
         self._term = 0
         self._vote: str | None = None
-        self._oldest = self._segment = 0
-        self._sizes: dict[int, int] = {}  # synced bytes of each segment
         self._batch: list[bytes] = []
         self._batch_bytes = self._batch_records = 0
         self._synced_index = 0
         self._commit_index = 1
         self._failed: str | None = None
-        self._path = ""
-        self._file: File | None = None
-        self._mark_file: File | None = None
-        self._mark_turn = 0
-        self._mark_is_synced = True
         self._rejoining = files.exists(f"{directory}/{REJOINING_NAME}")
         self.torn_bytes = 0
         """Bytes of an unsynced batch that a crash had left at the end, cut on opening."""
@@ -167,66 +146,36 @@ class Journal:
         try:
             found = recover(files, path, cluster)
             if found is None:
-                journal._create()
+                journal._segments.create()
+                journal._begin_segment()
             else:
                 journal._resume(found)
         except OSError as error:
-            journal._fail("opening", error)
+            journal._segments.close()
+            journal._fail(f"opening {path}", error)
         journal._synced_index = journal.last_index
         return journal
 
-    def _create(self) -> None:
-        files, mark = self._files, f"{self._directory}/{MARK_NAME}"
-        files.make_directory(self._directory)
-        for name in files.list(self._directory):
-            if name.endswith(".new"):
-                files.unlink(f"{self._directory}/{name}")
-        self._mark_file = files.open(mark, create=not files.exists(mark))
-        self._mark_file.pwrite(bytes(2 * MARK_SLOT_BYTES), 0)
-        self._mark_file.fsync()
-        # The mark's name must be durable before any segment is: segments without a mark are damage.
-        files.sync_directory(self._directory)
-        self._oldest = 1
-        self._open_segment(1)
-
     def _resume(self, found: Recovered) -> None:
-        files = self._files
-        contents: Contents = found.contents
+        contents = found.contents
         self._entries, self._runs, self._next_index = contents.entries, contents.runs, contents.next_index
         self._entry_bytes = sum(len(entry[0]) for entry in contents.entries)
         self._term, self._vote, self._oldest = contents.term, contents.vote, contents.oldest
-        self._segment, self._sizes = found.segment, found.segment_sizes
-        self._commit_index, self._mark_turn = found.mark.commit_index, found.mark.turn
-        self._path = f"{self._directory}/{segment_name(found.segment)}"
-        self._file = files.open(self._path)
-        self._mark_file = files.open(f"{self._directory}/{MARK_NAME}")
-        self.torn_bytes = found.file_bytes - found.end
-        if self.torn_bytes:
-            self._file.truncate(found.end)
-        if found.doubtful:
-            # The last owner may have died between write and sync, or its sync may have failed and left the pages
-            # marked clean: only bytes written anew are sure to be covered by this sync.
-            self._file.pwrite(found.doubtful, found.proven_end)
-        self._file.fsync()
-        for name in found.obsolete:
-            files.unlink(f"{self._directory}/{name}")
-        files.sync_directory(self._directory)
-        self._write_mark()
-        self._sync_mark()
+        self._commit_index = found.mark.commit_index
+        self.torn_bytes = found.torn_bytes
+        self._segments.resume(found)
+        self._segment = self._segments.number
 
     def _destroy(self) -> None:
         """Sync and close. After a failure it only closes."""
         try:
             if self._failed is None:
                 self.sync()
-                self._sync_mark()
+                self._segments.sync_mark()
         except OSError as error:
             self._fail("closing", error)
         finally:
-            for file in (self._file, self._mark_file):
-                if file is not None:
-                    file.close()
-            self._file = self._mark_file = None
+            self._segments.close()
             self._refuse_from_now_on(self._failed or f"the journal in {self._directory} is closed")
 
     close = _destroy
@@ -259,21 +208,20 @@ class Journal:
             raise ValueError(
                 f"{self._batch_bytes} bytes in one batch; sync before {BATCH_BODY_BYTES_MAX} are added"
             )
-        assert self._file is not None
-        end = self._sizes[self._segment]
-        header = encode_batch_header(self._segment, end, self._batch_bytes, self._batch_records)
+        segments = self._segments
         try:
-            self._file.pwrite(b"".join((header, *self._batch)), end)
-            self._file.fdatasync()
-            self._sizes[self._segment] = end + BATCH_HEADER_BYTES + self._batch_bytes
+            segments.append(self._batch, self._batch_bytes, self._batch_records, self._commit_index)
             self._batch, self._batch_bytes, self._batch_records = [], 0, 0
             self._synced_index = self.last_index
-            self._write_mark()
-            self._drop_old_segments()
-            if self._sizes[self._segment] >= self._segment_bytes:
-                self._open_segment(self._segment + 1)
+            segments.drop_below(self._oldest)
+            if segments.sizes[self._segment] >= self._segment_bytes:
+                self._begin_segment()
         except OSError as error:
-            self._fail(f"writing {self._path}", error)
+            self._fail(f"writing {segments.path}", error)
+
+    def _begin_segment(self) -> None:
+        self._segments.begin_next(self._next_index, self._oldest, self._term, self._vote, self._commit_index)
+        self._segment = self._segments.number
 
     def _append(self, kind: Kind, index: int, term: int, payload: bytes = b"") -> None:
         self._refuse_if_failed()
@@ -382,7 +330,7 @@ class Journal:
 
     @property
     def bytes_on_disk(self) -> int:
-        return sum(self._sizes.values())
+        return sum(self._segments.sizes.values())
 
     @property
     def rejoining(self) -> bool:
@@ -405,52 +353,9 @@ class Journal:
         """Make the mark durable: then damage to the last batch is told from a torn tail even after power loss."""
         self.sync()
         try:
-            self._sync_mark()
+            self._segments.sync_mark()
         except OSError as error:
             self._fail("syncing the mark", error)
-
-    # --- segments and mark
-
-    def _open_segment(self, number: int) -> None:
-        header = SegmentHeader(
-            number,
-            self._cluster,
-            self._next_index,
-            self._oldest,
-            self._sizes.get(number - 1, 0),
-            self._term,
-            self._vote,
-        ).encode()
-        path = f"{self._directory}/{segment_name(number)}"
-        # Made under another name first: a segment that bears its own name has a whole header, or is damaged.
-        file = self._files.open(f"{path}.new", create=True)
-        file.pwrite(header, 0)
-        file.fsync()
-        self._files.rename(f"{path}.new", path)
-        self._files.sync_directory(self._directory)
-        if self._file is not None:
-            self._file.close()
-        self._file, self._path, self._segment = file, path, number
-        self._sizes[number] = len(header)
-        self._write_mark()
-
-    def _drop_old_segments(self) -> None:
-        for number in [number for number in self._sizes if number < self._oldest]:
-            self._files.unlink(f"{self._directory}/{segment_name(number)}")
-            del self._sizes[number]
-
-    def _write_mark(self) -> None:
-        """Note how far the disk is known to hold the journal. Not synced here: see ``onOneSecondTimer``."""
-        assert self._mark_file is not None
-        self._mark_turn += 1
-        mark = Mark(self._mark_turn, self._segment, self._sizes[self._segment], self._commit_index)
-        self._mark_file.pwrite(mark.encode(), self._mark_turn % 2 * MARK_SLOT_BYTES)
-        self._mark_is_synced = False
-
-    def _sync_mark(self) -> None:
-        if self._mark_file is not None and not self._mark_is_synced:
-            self._mark_file.fdatasync()
-            self._mark_is_synced = True
 
     # --- failure
 

@@ -137,6 +137,10 @@ class Recovered:
     segment_sizes: dict[int, int]
     obsolete: list[str]
 
+    @property
+    def torn_bytes(self) -> int:
+        return self.file_bytes - self.end
+
 
 @dataclass(slots=True)
 class _Segment:
