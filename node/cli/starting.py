@@ -148,11 +148,21 @@ class SupervisorLog:
 
 
 def output_tail(cluster: Cluster, node: str) -> str:
+    """What the node said last; of its log lines only the bad ones, without their JSON."""
     try:
         text = (cluster.node_dir(node) / "node.out").read_text("utf-8", "replace")
     except OSError:
         return "  (nothing)"
-    return "\n".join("  " + line for line in text.strip().splitlines()[-OUTPUT_LINES:])
+    said: list[str] = []
+    for line in text.strip().splitlines():
+        try:
+            entry = msgspec.json.decode(line, type=dict[str, Any])
+        except msgspec.DecodeError:
+            said.append(line)
+            continue
+        if entry.get("level") in ("error", "critical"):
+            said.append(f"{entry.get('time')} {entry.get('message')}")
+    return "\n".join("  " + line for line in said[-OUTPUT_LINES:]) or "  (nothing)"
 
 
 # --- down -----------------------------------------------------------------------------------------

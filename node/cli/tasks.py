@@ -251,10 +251,15 @@ def checked_id(text: str) -> str:
     return text
 
 
+def task_path(text: str) -> str:
+    return f"/v1/tasks/{quoted(checked_id(text))}"
+
+
 @task_app.command("show")
 def show(task_id: IdArgument, cluster: ClusterOption = None, json: JsonOption = False) -> int:
     """What is known of a task."""
-    answer = connect(cluster).get(f"/v1/tasks/{quoted(checked_id(task_id))}")
+    path = task_path(task_id)
+    answer = connect(cluster).get(path)
     if json:
         print_json(answer)
         return DONE
@@ -271,9 +276,7 @@ def _shown(value: Any) -> object:
 @task_app.command("cancel")
 def cancel(task_id: IdArgument, cluster: ClusterOption = None, json: JsonOption = False) -> int:
     """Delete a task before it starts."""
-    answer = connect(cluster).post(
-        f"/v1/tasks/{quoted(checked_id(task_id))}/cancel", {"by": getpass.getuser()}
-    )
+    answer = connect(cluster).post(f"{task_path(task_id)}/cancel", {"by": getpass.getuser()})
     if json:
         print_json(answer)
     else:
@@ -284,9 +287,7 @@ def cancel(task_id: IdArgument, cluster: ClusterOption = None, json: JsonOption 
 @task_app.command("retry")
 def retry(task_id: IdArgument, cluster: ClusterOption = None, json: JsonOption = False) -> int:
     """Let a dead or cancelled task run again, from its first attempt."""
-    answer = connect(cluster).post(
-        f"/v1/tasks/{quoted(checked_id(task_id))}/retry", {"by": getpass.getuser()}
-    )
+    answer = connect(cluster).post(f"{task_path(task_id)}/retry", {"by": getpass.getuser()})
     if json:
         print_json(answer)
     else:
@@ -323,7 +324,8 @@ def print_tasks(rows: list[dict[str, Any]]) -> None:
 
 def why(task_id: IdArgument, cluster: ClusterOption = None, json: JsonOption = False) -> int:
     """The whole story of one task."""
-    answer = connect(cluster).get(f"/v1/tasks/{quoted(checked_id(task_id))}/why")
+    path = task_path(task_id)
+    answer = connect(cluster).get(f"{path}/why")
     if json:
         print_json(answer)
         return DONE

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, Connection, Integer, MetaData, Table, create_engine, event, insert
+from sqlalchemy import Column, Integer, MetaData, Table, create_engine, event, insert
 from sqlalchemy.schema import CreateTable
 
 from oncekeeper import App, checks
@@ -56,16 +56,9 @@ def _make_directory(*_: object) -> None:
 
 @event.listens_for(engine, "connect")
 def _prepare(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # we say BEGIN ourselves, below
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute(f"PRAGMA synchronous={SYNCHRONOUS}")
     connection.execute(str(CreateTable(effects, if_not_exists=True).compile(engine)))
-
-
-@event.listens_for(engine, "begin")
-def _begin(connection: Connection) -> None:
-    # At once for writing: a transaction that first reads and then writes could find that another was faster.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 @app.task(kind="io", length="short", ttr=60, retries=5, on_doubt=checks.sql(engine))
