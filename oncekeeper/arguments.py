@@ -80,14 +80,14 @@ class Signature:
 
     # --- submitting -------------------------------------------------------------------------------------------
 
-    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         """The arguments by name, as a call would bind them; those left to their defaults are left out."""
         if not args:
             return dict(kwargs)  # what is missing or unknown, validation finds
         try:
             return dict(self._signature.bind(*args, **kwargs).arguments)
         except TypeError as error:
-            raise InvalidTask("arguments", str(error), self._name) from None
+            raise InvalidTask("arguments", str(error), self._where(where)) from None
 
     def encode(self, values: Mapping[str, Any]) -> bytes:
         """The body for these arguments, or InvalidTask naming the argument and what is wrong with it."""
@@ -125,7 +125,7 @@ class Signature:
         if isinstance(item, Mapping):
             return dict(item)
         if isinstance(item, (tuple, list)):
-            return self.bind(item, {})
+            return self.bind(item, {}, f"task {number}")
         raise InvalidTask(
             f"task {number}",
             f"must be a mapping of arguments or a tuple of positional ones, not {type(item).__name__}",
