@@ -104,12 +104,8 @@ def _submission(facts: Facts) -> Iterable[str]:
         times = (
             "" if len(facts.places) == 1 else f" {_times(len(facts.places))}, which one claim makes harmless"
         )
-        end = (
-            "whose committed position has passed it"
-            if passed
-            else "and is not passed by the committed position"
-        )
-        yield f"It stands in the log{times}: {spots}, {end}."
+        end = "has passed it" if passed else "has not passed it"
+        yield f"It stands in the log{times}: {spots}; the committed position {end}."
     elif facts.aside:
         yield "Its place in the log is gone; its message lies aside."
 
@@ -232,7 +228,7 @@ def _now(facts: Facts) -> Iterable[str]:
         case "waiting":
             freed = _FREED.get(now.why, "")
             ready = "It waits for a node to claim it."
-            if not any(not place.passed for place in facts.places) and facts.aside:
+            if facts.aside and all(place.passed for place in facts.places):
                 ready = "It is being put back into the log, to be claimed from there."
             yield f"{freed} {ready}{paused}".strip()
         case _:

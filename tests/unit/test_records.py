@@ -36,8 +36,10 @@ from raft.commands import (
     Revive,
     Span,
     Suspected,
-    Testified as WasTestified,  # pytest would collect a name that begins with Test
     Verdict,
+)
+from raft.commands import (
+    Testified as WasTestified,  # pytest would collect a name that begins with Test
 )
 
 KEY = keyed_id("default", "order-1")
