@@ -1,8 +1,7 @@
 """Oncekeeper: tasks that take effect exactly once."""
 
 from oncekeeper import checks
-from oncekeeper.app import App, Task
-from oncekeeper.application import load_app
+from oncekeeper.app import App, Task, load_app
 from oncekeeper.client import Client
 from oncekeeper.context import CurrentTask, current_task
 from oncekeeper.errors import (
