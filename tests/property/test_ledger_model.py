@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dedup import suspects as suspect_values
-from raft import ledger_claims, ledger_registry, ledger_sessions, ledger_state, ledger_suspects
+from raft import (
+    ledger_claims,
+    ledger_registry,
+    ledger_sessions,
+    ledger_snapshot,
+    ledger_state,
+    ledger_suspects,
+    ledger_tokens,
+)
 from raft.ledger import LedgerCorrupt
 from tests.support.ledger_model import random_steps, run
 
@@ -74,6 +82,15 @@ PLANTED = [
     ("executed ids are forgotten", ledger_state, "added = self.executed.add(ids, self.now_ms)", "added = count"),
     ("unallocated ids are granted", ledger_state, "start + length <= self.next_id", "True"),
     ("held suspects are miscounted", ledger_state, "if new.held_by:", "if True:"),
+    ("a repeated token is applied again", ledger_tokens, "answers = known.window.get(sequence)", "answers = None"),
+    ("a repeated token drops the first answers", ledger_tokens, "return answers", "return None"),
+    ("a snapshot forgets who keeps the time", ledger_snapshot, "state.timekeeper = body.timekeeper", "pass"),
+    ("a snapshot forgets incarnations", ledger_snapshot, "state.nodes = dict(body.nodes)", "pass"),
+    ("a snapshot forgets the last session", ledger_snapshot, "state.last_session = body.last_session", "pass"),
+    ("a snapshot forgets tokens", ledger_snapshot, "state.tokens.load(body.proposers)", "pass"),
+    ("a snapshot forgets the executed set", ledger_snapshot, "state.executed = executed", "pass"),
+    ("a snapshot forgets keyed states", ledger_snapshot, "keys[number] += some", "pass"),
+    ("a snapshot's indexes are not rebuilt", ledger_snapshot, "state.enter(ids, len(ids), value)", "pass"),
     ("a testimony is not written down", suspect_values, "testified=(*self.testified, incarnation)", "testified=self.testified"),
 ]  # fmt: skip
 
@@ -85,7 +102,7 @@ def test_a_planted_bug_is_seen(
     plant(module, right, wrong, monkeypatch)
     for seed in range(400):
         try:
-            run(random_steps(seed))
+            run(random_steps(seed), twin=module is ledger_snapshot)
         except (AssertionError, LedgerCorrupt, KeyError, ValueError):
             return
     pytest.fail(f"400 random histories did not show that {bug}")
