@@ -276,7 +276,8 @@ def _shown(value: Any) -> object:
 @task_app.command("cancel")
 def cancel(task_id: IdArgument, cluster: ClusterOption = None, json: JsonOption = False) -> int:
     """Delete a task before it starts."""
-    answer = connect(cluster).post(f"{task_path(task_id)}/cancel", {"by": getpass.getuser()})
+    path = task_path(task_id)
+    answer = connect(cluster).post(f"{path}/cancel", {"by": getpass.getuser()})
     if json:
         print_json(answer)
     else:
@@ -287,7 +288,8 @@ def cancel(task_id: IdArgument, cluster: ClusterOption = None, json: JsonOption 
 @task_app.command("retry")
 def retry(task_id: IdArgument, cluster: ClusterOption = None, json: JsonOption = False) -> int:
     """Let a dead or cancelled task run again, from its first attempt."""
-    answer = connect(cluster).post(f"{task_path(task_id)}/retry", {"by": getpass.getuser()})
+    path = task_path(task_id)
+    answer = connect(cluster).post(f"{path}/retry", {"by": getpass.getuser()})
     if json:
         print_json(answer)
     else:
