@@ -24,7 +24,7 @@ class Outcome(IntEnum):
     CANCELLED = 5
     DEAD = 6
     STALE = 7  # the claim names an attempt other than the next; detail = the next attempt
-    EARLY = 8  # a retry that is not due; detail = milliseconds of ledger time until it is
+    EARLY = 8  # a retry that is not due, or an id that the same entry freed; detail = ms of ledger time to wait
     UNALLOCATED = 9  # a range id outside every allocated range
     LAPSED = 10  # the session is not live (a settle: what it said became testimony)
     FENCED = 11  # a settle, testimony or ruling names another fence than the ledger holds
@@ -91,7 +91,10 @@ class Leave(msgspec.Struct, frozen=True, array_like=True, tag="L"):
 
 
 class Advance(msgspec.Struct, frozen=True, array_like=True, tag="A"):
-    """The only clock. The leader adds its own monotonic elapsed time; the ledger caps a step."""
+    """The only clock. The leader adds its own monotonic elapsed time; the ledger caps a step.
+
+    The first one of another timekeeper than the last takes over and adds nothing: no time may count twice.
+    """
 
     timekeeper: str
     elapsed_ms: int
@@ -128,7 +131,10 @@ class Testimony(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Testify(msgspec.Struct, frozen=True, array_like=True, tag="T"):
-    """Accepted from the claim's own node only, about claims of this or an earlier incarnation of it."""
+    """Accepted from the claim's own node only, about suspects that this or an earlier incarnation of it left.
+
+    One word an incarnation, id and fence: another one than the first is FENCED.
+    """
 
     node: str
     incarnation: int
@@ -136,7 +142,10 @@ class Testify(msgspec.Struct, frozen=True, array_like=True, tag="T"):
 
 
 class Rule(msgspec.Struct, frozen=True, array_like=True, tag="R"):
-    """Close suspects (or hold them for a human). ``fence`` 0 rules whatever suspect stands under the id."""
+    """Close suspects (or hold them for a human). ``fence`` 0 rules whatever suspect stands under the id.
+
+    NOT_EXECUTED allows the next attempt at once.
+    """
 
     ids: Ids
     verdict: Verdict
