@@ -230,7 +230,8 @@ class Client:
                         ids,
                     ) from error
                 if isinstance(error, Refused) and error.status in (400, 413):
-                    raise InvalidTask(error.field or "task", str(error)) from error
+                    field = error.field or "task"
+                    raise InvalidTask(field, str(error).removeprefix(f"{field}: ")) from error
                 raise
             sent += len(lines)
 
