@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 class WorkerStartError(Exception):
@@ -79,8 +79,9 @@ class HandlerStats:
     run_us: float = 0.0  # exponentially weighted mean
 
     def add(self, tasks: int, errors: int, busy_us: int) -> None:
-        mean = busy_us / tasks
-        self.run_us = mean if self.tasks == 0 else self.run_us + 0.2 * (mean - self.run_us)
+        if busy_us:  # nobody knows how long the tasks of a dead worker took
+            mean = busy_us / tasks
+            self.run_us = mean if self.run_us == 0 else self.run_us + 0.2 * (mean - self.run_us)
         self.tasks += tasks
         self.errors += errors
 
@@ -98,6 +99,6 @@ class WorkerStats:
 class PoolStats:
     handlers: dict[str, HandlerStats]
     workers: tuple[WorkerStats, ...]
-    queued: dict[str, int]  # tasks, by kind
+    queued: dict[str, int]  # tasks, by lane
     restarts: int
-    doubts_dropped: bool = field(default=False)
+    doubts_dropped: bool  # there was no room for more evidence of tasks in doubt

@@ -50,11 +50,11 @@ class BrokenFrame(Exception):
     """The other end does not keep to the format."""
 
 
-def encode(message: Down | Up) -> bytes:
+def encode(message: Down | Up) -> bytearray:
     buffer = bytearray(4)
     _encoder.encode_into(message, buffer, 4)
     buffer[:4] = (len(buffer) - 4).to_bytes(4, "big")
-    return bytes(buffer)
+    return buffer
 
 
 class Frames:
@@ -74,7 +74,7 @@ class Frames:
                     raise BrokenFrame(f"a frame of {length} bytes exceeds frame_bytes_max={FRAME_BYTES_MAX}")
                 if len(buffer) - at - 4 < length:
                     return
-                payload = bytes(buffer[at + 4 : at + 4 + length])
+                payload = bytes(memoryview(buffer)[at + 4 : at + 4 + length])
                 at += 4 + length
                 yield payload
         finally:

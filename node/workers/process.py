@@ -92,7 +92,7 @@ class WorkerProcess(asyncio.Protocol):
         self._on_end = on_end
         self._frames = Frames()
         self._decode = msgspec.msgpack.Decoder(Up).decode
-        self._out: list[bytes] = []
+        self._out: list[bytearray] = []
         self._transport: asyncio.Transport | None = None
         self._output: asyncio.BaseTransport | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -131,7 +131,7 @@ class WorkerProcess(asyncio.Protocol):
         self._pidfd = os.pidfd_open(self.pid)
         self._loop.add_reader(self._pidfd, self._exited)
         ours.setblocking(False)
-        self._loop.create_task(self._connect(ours, read_end))
+        self._connecting = self._loop.create_task(self._connect(ours, read_end))
 
     async def _connect(self, ours: socket.socket, read_end: int) -> None:
         await self._loop.create_unix_connection(lambda: self, sock=ours)

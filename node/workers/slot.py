@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 from node.workers.journal import SOME_POSITION, Journal, Record, State
-from node.workers.port import Ended, Mode, Part, Report, Work
+from node.workers.port import Ended, HandlerInfo, Mode, Part, Report, Work
 from node.workers.process import WorkerProcess
 
 UNTOLD, TOLD, RELEASED = 0, 1, 2
@@ -18,28 +18,29 @@ CANCEL_GRACE_MS = 1000  # what a coroutine gets to obey its cancellation before 
 class Handed:
     """A Work that was handed over, until its record is freed."""
 
-    __slots__ = ("is_async", "journal", "record", "timed_out", "told", "untold", "work")
+    __slots__ = ("info", "journal", "record", "timed_out", "told", "untold", "work")
 
-    def __init__(self, work: Work, record: Record, journal: Journal, is_async: bool) -> None:
+    def __init__(self, work: Work, info: HandlerInfo, record: Record, journal: Journal) -> None:
         self.work = work
-        self.record = record
+        self.info = info
         self.journal = journal
-        self.is_async = is_async
+        self.record = record
         self.told = bytearray(len(work.bodies))
         self.untold = len(work.bodies)
         self.timed_out: set[int] = set()  # positions that the scan found to have outrun their time
 
-    def take(self, part: Part) -> None:
-        """Note that a part was reported; ValueError if it cannot be."""
+    def take(self, part: Part) -> bool:
+        """Note that a part was reported; False if it cannot be."""
         at, end = part.at, part.at + part.count
         if at < 0 or part.count < 1 or end > len(self.told):
-            raise ValueError(f"positions {at}..{end} are outside of a work of {len(self.told)}")
+            return False
         if self.told.count(UNTOLD, at, end) != part.count:
-            raise ValueError(f"positions {at}..{end} were reported twice")
+            return False
         if part.results is not None and len(part.results) != part.count:
-            raise ValueError(f"{len(part.results)} results for {part.count} positions")
+            return False
         self.told[at:end] = bytes((TOLD,)) * part.count
         self.untold -= part.count
+        return True
 
     def release(self, at: int, count: int) -> bool:
         """True when nothing of it is needed any more."""
@@ -49,18 +50,17 @@ class Handed:
 
 
 class Slot:
-    def __init__(self, index: int, kind: str, journal: Journal) -> None:
-        self.index = index
+    def __init__(self, kind: str, journal: Journal) -> None:
         self.kind = kind
         self.journal = journal
         self.process: WorkerProcess | None = None
-        self.ready = False
-        self.started_s = 0.0
-        self.failures = 0
-        self.retry: asyncio.TimerHandle | None = None
+        self.ready = False  # its process said hello and takes work
+        self.failures = 0  # starts that failed in a row
+        self.timer: asyncio.TimerHandle | None = (
+            None  # until it must have said hello, or may be started again
+        )
         self.tasks = 0  # handed over and not reported
         self.handed: dict[int, Handed] = {}  # by Work number, those with something untold
-        self.has_long = 0  # works of long handlers among them
 
     def overdue(self, now_ns: int) -> str:
         """Mark what has outrun its time-to-run; why the process must be killed, or ""."""
@@ -76,7 +76,7 @@ class Slot:
             # Read again: between the two loads the worker may have gone on to the next task.
             if handed is None or not handed.work.ttr_ms or cells[at] != started_ns:
                 continue
-            limit_ms = handed.work.ttr_ms + (CANCEL_GRACE_MS if handed.is_async else 0)
+            limit_ms = handed.work.ttr_ms + (CANCEL_GRACE_MS if handed.info.is_async else 0)
             if now_ns - started_ns > limit_ms * 1_000_000:
                 position = words[at + 1] & 0xFFFFFFFF
                 handed.timed_out.update(range(len(handed.told)) if position == SOME_POSITION else (position,))

@@ -39,13 +39,13 @@ class Spec(msgspec.Struct, frozen=True):
 
     app_ref: str
     app_dir: str
-    kind: str  # "cpu" or "io"
-    journal: str
-    fd: int  # its end of the socket pair
-    parent: int
     threads: int
     async_tasks_max: int
     memory_bytes_max: int
+    kind: str = ""  # "cpu" or "io"
+    journal: str = ""
+    fd: int = -1  # its end of the socket pair
+    parent: int = 0
 
 
 class TaggedOutput(io.TextIOWrapper):
@@ -120,7 +120,8 @@ class InOutWorker(asyncio.Protocol):
     """The socket's end on the event loop."""
 
     def __init__(self) -> None:
-        self.closed = asyncio.get_running_loop().create_future()
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.runner: InOutRunner | None = None
         self._frames = Frames()
         self._decode = msgspec.msgpack.Decoder(Down).decode
@@ -142,7 +143,16 @@ class InOutWorker(asyncio.Protocol):
                 self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._close()
+        if not self.closed.done():
+            os._exit(1)  # the node is gone, or has given us up: nothing may be started any more
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    async def hang_up(self) -> None:
+        """Close, after what is still to be sent."""
+        if self._transport is not None:
+            self._transport.close()
+            await self.lost
 
     def _close(self) -> None:
         if not self.closed.done():
@@ -157,6 +167,7 @@ async def serve_inout(
     worker.runner = InOutRunner(handlers, journal, worker.send, spec.threads, spec.async_tasks_max)
     await worker.closed
     await worker.runner.drained()
+    await worker.hang_up()
 
 
 def main(text: str) -> None:
@@ -179,7 +190,7 @@ def main(text: str) -> None:
     gc.freeze()
     sock.sendall(encode(Hello(os.getpid(), tuple(calls.info for calls in handlers.values()))))
     if spec.kind == "cpu":
-        with contextlib.suppress(ConnectionError):  # the node is gone, and so are we in a moment
+        with contextlib.suppress(OSError):  # the node is gone, or a handler closed our socket: leave
             CpuWorker(sock).serve(handlers, journal)
     else:
         asyncio.run(serve_inout(sock, handlers, journal, spec))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import uvloop
 
 from dedup.ids import Ids
 from node.workers.events import (
@@ -89,6 +90,8 @@ def test_already_executed_is_done(tmp_path: Path) -> None:
         ("segfault", "died of SIGSEGV"),
         ("kill", "died of SIGKILL"),
         ("close", "status 0"),
+        ("scribble", "a frame of 4294967295 bytes exceeds"),
+        ("lie", "work 999 is not its own"),
     ],
 )
 def test_a_worker_that_dies_leaves_one_task_in_doubt_and_is_replaced(
@@ -276,6 +279,45 @@ def test_validate_names_the_first_body_that_does_not_fit(tmp_path: Path) -> None
             unknown = await it.pools.validate("bad.unheard_of", [b"{}"])
             assert unknown is not None
             assert "unheard_of" in unknown[1]
+
+    asyncio.run(act())
+
+
+def test_validating_needs_no_lease(tmp_path: Path) -> None:
+    async def act() -> None:
+        async with bench(tmp_path) as it:
+            it.pools.set_lease(0)
+            assert await it.pools.validate("bad.double", [b'{"n":1}']) is None
+
+    asyncio.run(act())
+
+
+def test_without_cpu_workers_cpu_handlers_run_on_threads(tmp_path: Path) -> None:
+    async def act() -> None:
+        async with bench(tmp_path, cpu_workers=0) as it:
+            assert [end.results for end in await it.run("bad.double", body(n=4))] == [(b"8",)]
+
+    asyncio.run(act())
+
+
+def test_the_pools_run_on_uvloop(tmp_path: Path) -> None:
+    async def act() -> None:
+        async with bench(tmp_path) as it:
+            assert await it.states("bad.double", body(n=1)) == [DONE]
+            assert await it.states("bad.async_which", b"{}") == [DONE]
+            assert await it.states("bad.leave", body(how="kill")) == [CRASHED]
+            assert await it.states("bad.chatter", body(lines=1)) == [DONE]
+            await until(lambda: printed(it), "it printed")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(act())
+
+
+def test_what_is_submitted_to_stopped_pools_comes_back_not_started(tmp_path: Path) -> None:
+    async def act() -> None:
+        async with bench(tmp_path) as it:
+            await it.pools.stop()
+            assert await it.states("bad.double", body(n=1)) == [NOT_STARTED]
 
     asyncio.run(act())
 

@@ -6,10 +6,13 @@ import asyncio
 import ctypes
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 
+from node.workers.frames import Reported, encode
+from node.workers.port import Ended, Part, Report
 from oncekeeper import App
 from oncekeeper.context import current_task
 from oncekeeper.errors import AlreadyExecuted
@@ -22,6 +25,15 @@ def record(path: str, what: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(fd, f"{what}\n".encode())
     os.close(fd)
+
+
+def write_to_sockets(data: bytes) -> None:
+    for fd in range(3, 64):
+        try:
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                os.write(fd, data)
+        except OSError:
+            continue  # there is no such descriptor
 
 
 @app.task(kind="cpu", on_doubt="rerun")
@@ -55,6 +67,10 @@ def leave(how: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "close":
         os.closerange(3, 64)
+    if how in ("scribble", "lie"):
+        report = Report(999, (Part(0, 1, Ended.DONE),), 0, 0, 0, 0)
+        write_to_sockets(b"\xff\xff\xff\xff" if how == "scribble" else encode(Reported((report,))))
+        time.sleep(600)
     if how == "done":
         raise AlreadyExecuted("it stands already")
 
