@@ -7,9 +7,10 @@ T. Together: at T everything that stands in the log was settled, whatever submit
 task that submits another and then settles is caught, because the other one's append moved an end). What was
 submitted before the call is below the ends, so it cannot be missed.
 
-Suspects are the one thing that can come back to life without an append. A ruling that was acknowledged before
-the call is in the ledger; the barrier at the start gives an index that includes it, and a report from a node
-that has not applied up to that index does not count as quiet.
+What was settled or in doubt can come back to life without an append: a suspect by a ruling, a dead letter by a
+retry. What was acknowledged before the call is in the ledger after the barrier at the start: such a task is
+"retrying" there (or claimed, and then settled), even while it still lies aside and no partition has it. So the
+ledger's own counts must be quiet too, and every report at least as new as that index.
 """
 
 from __future__ import annotations
@@ -74,12 +75,15 @@ async def get_status(node: NodeFacade, request: web.Request) -> web.Response:
     merged = merge(reports)
     partitions = [_partition(p, end, committed.get(p, 0), merged) for p, end in sorted(ends.items())]
     totals = {name: sum(int(row[name]) for row in partitions) for name in ("waiting", "delayed", "running")}
+    # The ledger lets it run and no partition has it: it lies aside, on its way back into the log.
+    totals["waiting"] += max(0, counts.retrying - totals["waiting"] - totals["delayed"])
     quiet = (
         is_fresh
         and not merged.contested
         and all(p in merged.views for p in ends)
         and all(owner.applied_index >= need_index for owner in merged.owners.values())
         and not any(totals.values())
+        and not counts.claimed
         and not any(report.running for report in reports)
     )
     return reply(

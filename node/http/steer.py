@@ -39,7 +39,7 @@ from node.http.wire import (
     reply,
     text,
 )
-from oncekeeper.envelope import check_options, decode_task, encode_task
+from oncekeeper.envelope import TaskBatch, check_options, decode_task, encode_task
 from oncekeeper.errors import InvalidTask
 from oncekeeper.log.port import Aside, TaskLog
 from raft.commands import (
@@ -60,6 +60,7 @@ PROPOSE_MS = 5000
 SUSPECTS_MAX = 1000  # of one page
 RULED_MAX = 10_000  # of one call
 PAGE_DEFAULT = 100
+NAMED_AT_ONCE = 20  # messages looked up in one go: the node's own work waits for the log's thread meanwhile
 
 
 async def decide(node: NodeFacade, command: Command, what: str) -> Answer:
@@ -192,19 +193,14 @@ async def get_suspects(node: NodeFacade, request: web.Request) -> web.Response:
     after = after_id(query_text(request, "after"))
     is_fresh = await fresh(node)
     rows, following = suspects_page(node, limit, after)
-    ids = ids_of([parse_id(row["id"]) for row in rows])
-    aside = await node.with_log(lambda log: log.find_aside(ids)) if rows else []
-    reasons = {task.id: task for task in aside if task.kind == "suspect"}
-    for row in rows:
-        parked = reasons.get(parse_id(row["id"]))
-        row["handler"] = row["queue"] = None
-        if parked is not None:
-            row["reason"] = parked.reason
-            try:
-                batch = decode_task(parked.message)
-            except InvalidTask:
-                continue  # its message says nothing; the suspect itself is still worth showing
-            row["handler"], row["queue"] = batch.handler, batch.queue
+    for at in range(0, len(rows), NAMED_AT_ONCE):
+        some = [parse_id(row["id"]) for row in rows[at : at + NAMED_AT_ONCE]]
+        named = await node.with_log(lambda log, some=some: _messages(log, some))  # type: ignore[misc]
+        for row, task_id in zip(rows[at : at + NAMED_AT_ONCE], some, strict=True):
+            batch, reason = named.get(task_id, (None, None))
+            row["handler"] = batch.handler if batch is not None else None
+            row["queue"] = batch.queue if batch is not None else None
+            row["reason"] = row["reason"] or reason
     counts = node.ledger.counts()
     return reply(
         {
@@ -215,6 +211,21 @@ async def get_suspects(node: NodeFacade, request: web.Request) -> web.Response:
             "stale": not is_fresh,
         }
     )
+
+
+def _messages(log: TaskLog, ids: list[TaskId]) -> dict[TaskId, tuple[TaskBatch | None, str | None]]:
+    """Runs in the log's thread. Each task's message, and why it lies aside if it does."""
+    found: dict[TaskId, tuple[TaskBatch | None, str | None]] = {}
+    for task in log.find_aside(ids_of(ids)):
+        if task.kind == "suspect":
+            try:
+                found[task.id] = (decode_task(task.message), task.reason)
+            except InvalidTask:
+                found[task.id] = (None, task.reason)  # the suspect itself is still worth showing
+    for task_id in ids:
+        if task_id not in found and (places := log.find(task_id)):
+            found[task_id] = (places[-1].batch, None)
+    return found
 
 
 def suspects_page(

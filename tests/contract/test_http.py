@@ -304,6 +304,20 @@ def test_a_task_submitted_while_the_reports_are_gathered_is_not_missed(node: Fak
     run(node, test)
 
 
+def test_a_revived_task_that_no_partition_has_yet_is_waiting(node: FakeNode) -> None:
+    async def test(call: Caller) -> None:
+        await call.post("/v1/tasks", TASK)
+        node.apply(Cancel(one(1), "ana"))
+        assert (await call.get("/v1/status")).body["idle"] is True
+        await call.post("/v1/tasks/1/retry")
+        body = (await call.get("/v1/status")).body
+        assert (body["tasks"]["waiting"], body["idle"]) == (1, False), (
+            "it lies aside, on its way into the log"
+        )
+
+    run(node, test)
+
+
 def test_a_report_from_before_a_ruling_does_not_count_as_quiet(node: FakeNode) -> None:
     node.peers = {"n2": "127.0.0.1:9"}
     behind = node.local_status()
@@ -489,6 +503,7 @@ def test_suspects_are_listed_with_pages_and_ruled_in_bulk(node: FakeNode) -> Non
         node.apply(Rule(one(2), Verdict.HELD, "policy:hold", "ask somebody"))
         page = (await call.get("/v1/suspects?limit=2")).body
         assert [(row["id"], row["held"]) for row in page["suspects"]] == [("1", False), ("2", True)]
+        assert {(row["handler"], row["queue"]) for row in page["suspects"]} == {("shop.charge", "default")}
         assert (page["next"], page["total"], page["held"]) == ("2", 3, 1)
         page = (await call.get("/v1/suspects?limit=2&after=2")).body
         assert ([row["id"] for row in page["suspects"]], page["next"]) == (["3"], None)
