@@ -24,7 +24,7 @@ class Outcome(IntEnum):
     CANCELLED = 5
     DEAD = 6
     STALE = 7  # the claim names an attempt other than the next; detail = the next attempt
-    EARLY = 8  # a retry that is not due, or an id that the same entry freed; detail = ms of ledger time to wait
+    EARLY = 8  # a retry that is not due, or an id that this entry freed; detail = ms of ledger time to wait
     UNALLOCATED = 9  # a range id outside every allocated range
     LAPSED = 10  # the session is not live (a settle: what it said became testimony)
     FENCED = 11  # a settle, testimony or ruling names another fence than the ledger holds
