@@ -19,6 +19,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from itertools import compress
 
 from bitarray import bitarray
 from bitarray.util import zeros
@@ -177,10 +178,19 @@ class ExecutedSet:
         return hash_keys(keys, self._seed)
 
     def _known(self, keys: Sequence[bytes], hashes: Hashes) -> bitarray:
-        """A bit a key: whether it is in."""
+        """A bit a key: whether it is in. Newest generation first: duplicates mostly follow soon."""
         known = zeros(len(keys), endian="little")
+        places: Sequence[int] = range(len(keys))  # of the keys that are not found yet
         for generation in reversed(self._generations):
-            known |= generation.find(keys, hashes)
+            found = generation.find(keys, hashes)
+            if not found.any():
+                continue
+            known[list(compress(places, found))] = 1
+            if found.all():
+                break
+            found.invert()
+            places, keys = list(compress(places, found)), list(compress(keys, found))
+            hashes = hashes.pick(found)
         return known
 
     def _generation_at(self, now_ms: int) -> Generation:

@@ -106,7 +106,7 @@ class Generation:
         yield _GENERATION.pack(*header)
         sizes = [len(bucket) // KEY_BYTES for bucket in self._buckets]
         yield struct.pack(f"<{len(sizes)}I", *sizes)
-        yield b"".join(self._buckets)
+        yield from self._buckets
         for bloom in (self._filter, self._next):
             if bloom is not None:
                 data = bloom.snapshot()
