@@ -8,8 +8,9 @@
     recording.rebuild(target, seed=7, upto=1200)             # or after its first 1200 events
 
 To run the rebuilt directory on, move it to where the first one was and make a new recorder: what that finds is
-taken to be durable. What the outside was told is best written to a file below the directory (no sync needed):
-``written(path, upto)`` is what was in it at that moment.
+taken to be durable. What the outside was told by a moment: note ``time.monotonic_ns()`` after hearing it, and
+rebuild ``upto=at_time(...)`` that; or let the process write it to a file below the directory (no sync needed), and
+read ``written(path, upto)``.
 """
 
 from __future__ import annotations
@@ -197,6 +198,12 @@ class Recording:
         disk = self._at(upto).disk
         key = disk.names.get(str(path.resolve()))
         return b"" if key is None else bytes(disk.file(key).content())
+
+    def at_time(self, monotonic_ns: int) -> int:
+        """The value for ``upto`` that takes in all that was done by then (``time.monotonic_ns``)."""
+        return 1 + max(
+            (n for n, event in enumerate(self.events) if event.stamp_ns <= monotonic_ns), default=-1
+        )
 
     def moments(self, count: int, seed: int) -> list[int]:
         """Some values for ``upto``, rising: random ones, and the end."""
