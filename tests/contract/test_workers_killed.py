@@ -6,6 +6,7 @@ Effects are recorded outside of the system, in a file opened with O_APPEND, and 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -73,6 +74,35 @@ def test_after_kill_9_of_the_node_its_journal_agrees_with_the_effects(tmp_path: 
     assert not ids_with(evidence, Fact.FAILED)
     for told in evidence.facts:
         assert all((int(one) - 1) // 100 + 1000 == told.fence for one in told.ids), "each with its own fence"  # type: ignore[arg-type]
+
+
+def test_however_often_workers_are_killed_each_task_is_told_once_and_truly(
+    tmp_path: Path, start: Start
+) -> None:
+    node, effects = start(), tmp_path / "effects"
+    node.tell(lease_ms=600_000)
+    dice = random.Random(3)
+    for number in range(40):
+        bodies = [{"path": str(effects), "n": 100 * number + n, "pause_s": 0.001} for n in range(100)]
+        node.submit(number, "bad.effect", bodies, 1 + 100 * number, fence=1 + number)
+    for kill in range(1, 9):
+        # When some more have come to pass, at no particular moment of any of them.
+        wait(lambda: len(lines(effects)) >= 150 * kill, "more effects")  # noqa: B023 - called before it changes
+        time.sleep(dice.random() * 0.01)
+        node.hear(lambda: len(set(node.workers())) >= 2 + kill, "the replacement is there")  # noqa: B023
+        victim = dice.choice([pid for pid in node.workers()[1:] if is_running(pid)])
+        os.kill(victim, signal.SIGKILL)
+    node.hear(lambda: all(len(node.ends(n)) == 100 for n in range(40)), "all of them ended")
+    told: dict[str, set[int]] = {"DONE": set(), "CRASHED": set(), "NOT_STARTED": set()}
+    for number in range(40):
+        for at, ended in node.ends(number).items():
+            told[ended].add(100 * number + at)
+    took = effects_of(effects)
+    assert len(took) == len(set(took)), "nothing ran twice"
+    assert told["DONE"] <= set(took)
+    assert set(took) <= told["DONE"] | told["CRASHED"]
+    assert len(told["CRASHED"]) <= 8, "a kill costs one task at the most"
+    assert sum(map(len, told.values())) == 4000
 
 
 def test_workers_guard_and_what_they_spawned_die_with_the_node(tmp_path: Path, start: Start) -> None:
