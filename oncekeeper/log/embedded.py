@@ -92,6 +92,8 @@ def open_log(
             raise LogUnusable(f"{file}: there is no task log here; `oncekeeper cluster up` makes one")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            # Bodies may be confidential. SQLite gives its WAL the permissions of its database.
+            os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as error:
             raise LogUnusable(f"{file.parent}: {error.strerror}") from error
     database: sqlite3.Connection | None = None
@@ -125,6 +127,8 @@ def _connect(file: Path, create: bool) -> sqlite3.Connection:
         timeout=LOCK_TIMEOUT_MS / 1000,
     )
     try:
+        if not create and not _has_meta(database):
+            raise LogUnusable(f"{file}: not a task log")  # before a pragma writes to somebody's file
         # Page size counts for a new file only. Rows are tens of kilobytes: fewer, larger pages.
         database.execute("PRAGMA page_size = 8192")
         database.execute("PRAGMA journal_mode = WAL")
@@ -133,7 +137,7 @@ def _connect(file: Path, create: bool) -> sqlite3.Connection:
         database.execute("PRAGMA mmap_size = 0")  # an I/O error must be an error, not a SIGBUS
         # Once a bulk submit has blown the WAL up, the next checkpoint cuts it back to this.
         database.execute("PRAGMA journal_size_limit = 67108864")
-    except sqlite3.Error:
+    except (sqlite3.Error, LogUnusable):
         database.close()
         raise
     return database
@@ -162,8 +166,6 @@ def _prepare(
                 database.execute("ROLLBACK")
             raise
         _sync_directory(file.parent)
-    if not _has_meta(database):
-        raise LogUnusable(f"{file}: not a task log")
     meta: dict[str, object] = dict(database.execute("SELECT name, value FROM meta"))
     if meta.get("format") != FORMAT:
         raise LogUnusable(
