@@ -16,6 +16,7 @@ DONE = 0
 FAILED = 1
 BAD_USAGE = 2
 UNREACHABLE = 3
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT; typer answers Ctrl-C with it
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Exactly one JSON document on standard output.")]
 ClusterOption = Annotated[

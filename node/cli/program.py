@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from node.cli import clusters, demos, queues, suspects, tasks, watching
-from node.cli.output import BAD_USAGE, DONE, FAILED, CliError, note, print_json
+from node.cli.output import BAD_USAGE, DONE, FAILED, INTERRUPTED, CliError, note, print_json
 from node.cluster import ClusterError
 from node.config import ConfigError
 
@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
     except USAGE_ERROR as error:
         return _fail(as_json, _usage_text(error, as_json), BAD_USAGE)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(as_json, "interrupted", FAILED)
+        return _fail(as_json, "interrupted", INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output (head, less) has seen enough. Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,6 +63,8 @@ def run(arguments: list[str]) -> int:
         if not _is_products(error):
             raise  # a defect of ours: the traceback is what helps
         return _fail(as_json, str(error), FAILED)
+    if code == INTERRUPTED:
+        return _fail(as_json, "interrupted", INTERRUPTED)
     return code if isinstance(code, int) else DONE
 
 
