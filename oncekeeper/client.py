@@ -259,13 +259,18 @@ class Client:
         return str(self.request("POST", f"/v1/tasks/{id_text(task_id)}/retry").get("state", "waiting"))
 
     def result(self, task_id: TaskId, timeout_s: float | None = None) -> Any:
-        """Wait for the task to end; its result as plain JSON values (None if none was recorded)."""
+        """Wait for the task to end; its result as plain JSON values.
+
+        None if no result is recorded: the task was settled by evidence, or the node that ran it is gone.
+        """
         text = id_text(task_id)
         now = time.monotonic()
         deadline = float("inf") if timeout_s is None else now + timeout_s
         silent_until, state = now + _UNREACHABLE_S, "unknown"
+        recorded_until = min(deadline, now + _UNREACHABLE_S)
         while True:
-            wait_s = max(0.0, min(_WAIT_S, deadline - time.monotonic()))
+            asked = time.monotonic()
+            wait_s = max(0.0, min(_WAIT_S, deadline - asked))
             try:
                 answer = self.request(
                     "GET",
@@ -280,16 +285,17 @@ class Client:
                 continue
             silent_until = time.monotonic() + _UNREACHABLE_S
             state = str(answer["state"])
-            if state == "executed":
+            if state == "executed" and (not answer.get("unreachable") or asked >= recorded_until):
                 return answer.get("result")
             if state == "cancelled":
                 raise TaskCancelled(f"task {text} was cancelled before it started")
             if state == "dead":
                 raise TaskFailed(f"task {text} is dead: {answer.get('error') or 'no reason was recorded'}")
-            if time.monotonic() >= deadline:
+            if state != "executed" and time.monotonic() >= deadline:
                 raise ResultTimeout(f"task {text} is {state} after {timeout_s} seconds")
-            if wait_s > 0 and answer.get("waited") is False:
-                time.sleep(_PAUSE_S)  # a node that cannot hold answers back is not asked in a tight loop
+            if time.monotonic() - asked < wait_s / 2 or state == "executed":
+                # The node did not hold its answer back, or the one that remembers the result is starting again.
+                time.sleep(_PAUSE_S)
 
     def request(
         self,

@@ -321,6 +321,22 @@ def test_a_result_waits_through_an_election(start: Start, token: None) -> None:
     assert Client(start(route).url).handle(7).result(timeout=30) == 1
 
 
+def test_a_result_whose_node_is_starting_again_is_waited_for(start: Start, token: None) -> None:
+    route, seen = answering(
+        (200, {"id": "7", "state": "executed", "result": None, "known": False, "unreachable": ["n2"]}),
+        (200, {"id": "7", "state": "executed", "result": 5, "known": True}),
+    )
+    assert Client(start(route).url).handle(7).result(timeout=30) == 5
+    assert len(seen) == 2
+
+
+def test_a_result_that_nobody_recorded_is_none(start: Start, token: None) -> None:
+    route, _ = answering(
+        (200, {"id": "7", "state": "executed", "result": None, "known": False, "unreachable": []})
+    )
+    assert Client(start(route).url).handle(7).result(timeout=30) is None
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "text"),
     [
