@@ -104,8 +104,9 @@ def _submission(facts: Facts) -> Iterable[str]:
         times = (
             "" if len(facts.places) == 1 else f" {_times(len(facts.places))}, which one claim makes harmless"
         )
-        end = "has passed it" if passed else "has not passed it"
-        yield f"It stands in the log{times}: {spots}; the committed position {end}."
+        verb = "has passed" if passed else "has not passed"
+        it = "it" if len(facts.places) == 1 else "all of them"
+        yield f"It stands in the log{times}: {spots}; the committed position {verb} {it}."
     elif facts.aside:
         yield "Its place in the log is gone; its message lies aside."
 

@@ -50,7 +50,8 @@ class PeerClient:
                 raw = await _read_bounded(response)
                 return PeerAnswer(response.status, msgspec.json.decode(raw))
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.MsgspecError) as error:
-            raise PeerUnreachable(f"node {node} at {address}: {error or type(error).__name__}") from error
+            why = str(error) or f"no answer within {timeout_ms} ms"
+            raise PeerUnreachable(f"node {node} at {address}: {why}") from error
 
     async def close(self) -> None:
         if self._session is not None:

@@ -271,6 +271,8 @@ async def _result(node: NodeFacade, task_id: TaskId) -> dict[str, Any]:
         if finished:
             last = finished[-1]
             return {"known": True, "result": msgspec.Raw(last.results[0]) if last.results else None}
+        if silent:
+            break  # it may be theirs to tell, and each look costs their whole timeout: the caller asks again
         if number + 1 < RESULT_TRIES:
             await asyncio.sleep(RESULT_TRY_MS / 1000)
     missing = f" (no answer from {', '.join(sorted(silent))})" if silent else ""

@@ -75,7 +75,7 @@ class FakeNode:
         self.quorum = True
         self.unknown = False
         self.append_raises: Exception | None = None
-        self.before_report: Callable[[], None] = lambda: None
+        self.before_report: Callable[[], object] = lambda: None
         self._sequence = 0
 
     @property

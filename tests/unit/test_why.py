@@ -174,7 +174,7 @@ CASES: dict[str, tuple[Facts, list[str]]] = {
             " 2026-05-28 20:26:40.000 UTC.",
             "It stands in the log twice, which one claim makes harmless: partition 0 at offset 5"
             " and partition 1 at"
-            " offset 9; the committed position has not passed it.",
+            " offset 9; the committed position has not passed all of them.",
             "It is running now, or about to: node n2 holds it with fence 311, attempt 1.",
         ],
     ),
