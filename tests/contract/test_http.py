@@ -14,7 +14,8 @@ from node.http.server import HttpServer
 from node.http.submit import TASKS_MAX
 from node.http.wire import BODY_BYTES_MAX
 from node.records import Attempt, Ending
-from oncekeeper.log.port import UnknownAppend, Unsent
+from oncekeeper.envelope import encode_task
+from oncekeeper.log.port import Aside, UnknownAppend, Unsent
 from raft.commands import AllocateIds, Cancel, Result, Rule, Verdict
 from tests.support.http_node import NOW_MS, TOKEN, Caller, FakeNode, one, run, settled
 
@@ -480,6 +481,26 @@ def test_a_task_that_is_not_dead_is_not_retried(node: FakeNode) -> None:
             answer = await call.post(f"/v1/tasks/{number}/retry")
             assert (answer.status, answer.body["state"]) == (409, state)
         assert (await call.post("/v1/tasks/99999/retry")).status == 404
+
+    run(node, test)
+
+
+def test_a_dead_letter_is_listed_with_its_reason_and_brought_back(node: FakeNode) -> None:
+    async def test(call: Caller) -> None:
+        await call.post("/v1/tasks", TASK)
+        message = encode_task(node.log.find(1)[0].batch)
+        node.log.put_aside([Aside("dead", 1, message, "ValueError: no such account", NOW_MS)])
+        assert (await call.get("/v1/tasks?state=dead")).body["tasks"] == [], "put aside, and not settled yet"
+        node.settle(node.join(), one(1), Result.DEAD)
+        (row,) = (await call.get("/v1/tasks?state=dead&error=ACCOUNT&handler=shop.charge")).body["tasks"]
+        assert (row["id"], row["error"], row["attempt"]) == ("1", "ValueError: no such account", 1)
+        assert (await call.get("/v1/tasks?state=dead&queue=mail")).body["tasks"] == []
+        body = (await call.get("/v1/tasks/1/result")).body
+        assert (body["state"], body["error"]) == ("dead", "ValueError: no such account")
+        assert (await call.post("/v1/tasks/1/retry")).body["outcome"] == "revived"
+        assert (await call.get("/v1/tasks?state=dead")).body["tasks"] == []
+        node.sweep()
+        assert len(node.log.find(1)) == 2
 
     run(node, test)
 
