@@ -30,23 +30,24 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.die_with:
         die_with(asked.die_with, signal.SIGKILL)
-    return run(asked.config, asked.set)
-
-
-def run(path: Path, pairs: list[str]) -> int:
     try:
-        config = load_config(path, parse_flags(pairs))
-        read_secret(config.cluster_dir)
-        config.data_dir.mkdir(parents=True, exist_ok=True)
-        # Held for the life of the process: two processes of one node would share a journal, and ruin it.
-        with hold_lock(config.data_dir / "node.lock", f"node {config.node_id}"):
-            return _run_loop(config)
+        return run(asked.config, asked.set)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIG
     except Locked as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_LOCKED
+
+
+def run(path: Path, pairs: list[str]) -> int:
+    """Raises ConfigError, or Locked when the node is running already."""
+    config = load_config(path, parse_flags(pairs))
+    read_secret(config.cluster_dir)
+    config.data_dir.mkdir(parents=True, exist_ok=True)
+    # Held for the life of the process: two processes of one node would share a journal, and ruin it.
+    with hold_lock(config.data_dir / "node.lock", f"node {config.node_id}"):
+        return _run_loop(config)
 
 
 def _run_loop(config: NodeConfig) -> int:

@@ -19,55 +19,44 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from node.addresses import (
+    NODE_ID,
+    NODE_ID_RULE,
+    Address,
+    ConfigError,
+    Peer,
+    parse_int,
+    parse_peers,
+    parse_port,
+)
+
+__all__ = [
+    "Address",
+    "ConfigError",
+    "Loaded",
+    "NodeConfig",
+    "Peer",
+    "load_config",
+    "load_with_origins",
+    "parse_config",
+    "show",
+]
+
 FORMAT = 1
 ENV_PREFIX = "ONCEKEEPER_"
 # Read by other parts of the product, and no settings of a node.
 ENV_OTHERS = frozenset({"ONCEKEEPER_CLUSTER", "ONCEKEEPER_TOKEN"})
-NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 APP = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 DAY_MS = 86_400_000
-
-
-class ConfigError(ValueError):
-    """A setting is wrong. The message names the field and the rule; ``field`` is the field's name."""
-
-    def __init__(self, message: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.field = field
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Address:
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @classmethod
-    def parse(cls, text: object, name: str) -> Address:
-        if not isinstance(text, str):
-            raise ConfigError(f'{name}={text!r} must be text of the form "host:port"', name)
-        host, colon, port = text.rpartition(":")
-        if host.startswith("[") and host.endswith("]"):
-            host = host[1:-1]
-        if not colon or not host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65535:
-            raise ConfigError(f"{name}={text!r} must be host:port with a port from 1 to 65535", name)
-        return cls(host, int(port))
-
-    @property
-    def is_loopback(self) -> bool:
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Where the others reach a node. What the node itself listens on may differ (a proxy, a container)."""
-
-    raft: Address
-    http: Address
-    wake: int  # UDP port on loopback; used only between processes of one machine
+CRASH_STEPS = (
+    "before_claim",
+    "after_claim",
+    "before_settle",
+    "after_settle",
+    "before_commit",
+    "after_commit",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +94,9 @@ SETTINGS = {
     "drain_ms_max": Setting("how long a stopping node lets running tasks finish", 0, 3_600_000),
     "log_keep_ms": Setting("how long committed tasks stay in the embedded log", 0),
     "history_keep_ms": Setting("how long the history of a task is kept", 0),
+    "crash_at": Setting(
+        "for tests of recovery: STEP or STEP:N, kill this node when it comes there (N times)"
+    ),
     "history_queue_max": Setting("history records that may wait for the disk; then intake pauses", 100),
 }
 
@@ -139,6 +131,7 @@ class NodeConfig:
     log_keep_ms: int = DAY_MS
     history_keep_ms: int = 7 * DAY_MS
     history_queue_max: int = 100_000
+    crash_at: str = ""
 
     @property
     def secret_path(self) -> Path:
@@ -294,12 +287,12 @@ def parse_config(values: Mapping[str, object], base: Path) -> NodeConfig:
         if each.name in values and each.name not in ("peers", "raft", "http", "wake"):
             got[each.name] = _parse(each.name, str(each.type), values[each.name], base, SETTINGS[each.name])
     _require(values, got, "node_id", "cluster_id", "cluster_dir", "data_dir")
-    peers = got["peers"] = _parse_peers(values.get("peers"))
+    peers = got["peers"] = parse_peers(values.get("peers"))
     _check_identity(got["node_id"], got["cluster_id"], peers)
     me = peers[got["node_id"]]
     got["raft"] = Address.parse(values["raft"], "raft") if "raft" in values else me.raft
     got["http"] = Address.parse(values["http"], "http") if "http" in values else me.http
-    got["wake"] = _port("wake", values.get("wake", me.wake))
+    got["wake"] = parse_port("wake", values.get("wake", me.wake))
     got["app_dir"] = got.get("app_dir", base)
     if got.get("cpu_workers", -1) < 0:
         got["cpu_workers"] = _share_of_cores(peers)
@@ -322,7 +315,7 @@ def _parse(name: str, kind: str, value: object, base: Path, rule: Setting) -> ob
     if kind == "bool":
         return _bool(name, value)
     if kind == "int":
-        return _int(name, value, rule.low, rule.high)
+        return parse_int(name, value, rule.low, rule.high)
     if not isinstance(value, str):
         raise ConfigError(f"{name}={value!r} must be text", name)
     return value
@@ -343,65 +336,10 @@ def _bool(name: str, value: object) -> bool:
     raise ConfigError(f"{name}={value!r} must be true or false", name)
 
 
-def _int(name: str, value: object, low: int | None, high: int | None) -> int:
-    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,19}", value):
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r} must be a whole number", name)
-    if low is not None and value < low:
-        raise ConfigError(f"{name}={value} must be at least {low}", name)
-    if high is not None and value > high:
-        raise ConfigError(f"{name}={value} must be at most {high}", name)
-    return value
-
-
-def _port(name: str, value: object) -> int:
-    return _int(name, value, 1, 65535)
-
-
-def _parse_peers(value: object) -> dict[str, Peer]:
-    if not isinstance(value, Mapping) or not value:
-        raise ConfigError("peers must be a table of nodes, each with raft, http and wake", "peers")
-    peers: dict[str, Peer] = {}
-    for name, addresses in value.items():
-        if not isinstance(name, str) or not NODE_ID.fullmatch(name):
-            raise ConfigError(
-                f"peers: {name!r} must be 1 to 32 letters, digits, '-' or '_', a letter or digit first",
-                "peers",
-            )
-        if not isinstance(addresses, Mapping):
-            raise ConfigError(f"peers.{name} must be a table with raft, http and wake", f"peers.{name}")
-        for key in ("raft", "http", "wake"):
-            if key not in addresses:
-                raise ConfigError(f"peers.{name}.{key} is missing", f"peers.{name}.{key}")
-        for key in addresses:
-            if key not in ("raft", "http", "wake"):
-                raise ConfigError(
-                    f"peers.{name}.{key} is no setting; there are raft, http, wake", f"peers.{name}.{key}"
-                )
-        raft = Address.parse(addresses["raft"], f"peers.{name}.raft")
-        http = Address.parse(addresses["http"], f"peers.{name}.http")
-        peers[name] = Peer(raft, http, _port(f"peers.{name}.wake", addresses["wake"]))
-    _check_addresses(peers)
-    return peers
-
-
-def _check_addresses(peers: Mapping[str, Peer]) -> None:
-    used: dict[Address, str] = {}
-    for name, peer in peers.items():
-        for key, address in (("raft", peer.raft), ("http", peer.http)):
-            if address in used:
-                raise ConfigError(
-                    f"peers.{name}.{key}={address} is the address of {used[address]} too: each needs its own",
-                    f"peers.{name}.{key}",
-                )
-            used[address] = f"peers.{name}.{key}"
-
-
 def _check_identity(node_id: str, cluster_id: str, peers: Mapping[str, Peer]) -> None:
     if not NODE_ID.fullmatch(node_id):
         raise ConfigError(
-            f"node_id={node_id!r} must be 1 to 32 letters, digits, '-' or '_', a letter or digit first",
+            f"node_id={node_id!r} {NODE_ID_RULE}",
             "node_id",
         )
     if not re.fullmatch(r"[0-9a-f]{32}", cluster_id):
@@ -439,6 +377,15 @@ def _check_together(config: NodeConfig) -> None:
     if config.raft == config.http:
         raise ConfigError(f"raft={config.raft} and http={config.http} must be two ports", "raft")
     check_log(config.log)
+    check_crash_at(config.crash_at)
+
+
+def check_crash_at(text: str) -> None:
+    step, _, times = text.partition(":")
+    if text and (step not in CRASH_STEPS or (times and not (times.isascii() and times.isdigit()))):
+        raise ConfigError(
+            f"crash_at={text!r} must be STEP or STEP:N, with a step of {', '.join(CRASH_STEPS)}", "crash_at"
+        )
 
 
 def check_app(app: str) -> None:
