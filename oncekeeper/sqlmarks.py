@@ -61,6 +61,8 @@ class SqlMarks:
             sa.Column("task_id", sa.String(64), primary_key=True),
             sa.Column("fence", sa.BigInteger, nullable=False),
             sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+            # Set when the handler went on to a second transaction: the effect stands in part.
+            sa.Column("partial", sa.Boolean, nullable=False),
         )
         self._sqlite = self._engine.dialect.name == "sqlite"
         self._lock = threading.Lock()
@@ -85,8 +87,8 @@ class SqlMarks:
         try:
             self._prepare()
             with self._engine.connect() as connection:
-                if self._has_mark(connection, task):
-                    return True
+                if (partial := self._standing(connection, task)) is not None:
+                    return None if partial else True
                 connection.rollback()
                 if self._sqlite:
                     self._begin_immediate(connection)
@@ -122,15 +124,20 @@ class SqlMarks:
         return {"cluster": self._cluster or "", "task_id": task.id_text}
 
     def _mark(self, task: CurrentTask) -> sa.Insert:
-        return self._table.insert().values(fence=task.fence, at=datetime.now(UTC), **self._key(task))
-
-    def _has_mark(self, connection: sa.Connection, task: CurrentTask) -> bool:
-        key = self._key(task)
-        columns = self._table.c
-        query = sa.select(columns.fence).where(
-            columns.cluster == key["cluster"], columns.task_id == key["task_id"]
+        return self._table.insert().values(
+            fence=task.fence, at=datetime.now(UTC), partial=False, **self._key(task)
         )
-        return connection.execute(query).first() is not None
+
+    def _is(self, task: CurrentTask) -> sa.ColumnElement[bool]:
+        key, columns = self._key(task), self._table.c
+        return sa.and_(columns.cluster == key["cluster"], columns.task_id == key["task_id"])
+
+    def _standing(self, connection: sa.Connection, task: CurrentTask) -> bool | None:
+        """Whether the mark that stands is of a partial effect; None if there is no mark."""
+        partial = connection.execute(
+            sa.select(self._table.c.partial).where(self._is(task))
+        ).scalar_one_or_none()
+        return None if partial is None else bool(partial)
 
     # --- events of the engine ---------------------------------------------------------------------------------
 
@@ -176,15 +183,7 @@ class SqlMarks:
             connection.execute(self._mark(recording.task))
         except IntegrityError as error:
             self._roll_back(connection)
-            text = recording.task.id_text
-            if recording.committed:
-                raise SecondTransaction(
-                    f"task {text}: the handler commits a second transaction, which was rolled back; one mark "
-                    "cannot tell of two: put the effect into one transaction, or submit the rest as a task"
-                ) from error
-            raise AlreadyExecuted(
-                f"task {text} has taken effect before; this transaction was rolled back"
-            ) from error
+            raise self._refusal(connection, recording) from error
         except BaseException:
             self._roll_back(connection)
             raise
@@ -193,6 +192,22 @@ class SqlMarks:
         # Whether the driver's commit succeeds is not known here. If it fails, the mark is gone too, and the
         # handler may try its transaction again: the insert decides, not this flag.
         recording.committed = True
+
+    def _refusal(self, connection: sa.Connection, recording: _Recording) -> Exception:
+        """Why the mark was refused. Leaves no transaction open."""
+        text = recording.task.id_text
+        if recording.committed:
+            # Without a note of it, the next attempt would find the mark, and half an effect would count as whole.
+            connection.execute(self._table.update().where(self._is(recording.task)).values(partial=True))
+            connection.dialect.do_commit(connection.connection)
+        partial = self._standing(connection, recording.task)
+        self._roll_back(connection)
+        if partial:
+            return SecondTransaction(
+                f"task {text}: the handler commits a second transaction, which was rolled back; one mark "
+                "cannot tell of two: put the effect into one transaction, or submit the rest as a task"
+            )
+        return AlreadyExecuted(f"task {text} has taken effect before; this transaction was rolled back")
 
     def _roll_back(self, connection: sa.Connection) -> None:
         """At once, and not when the handler lets go of the connection: it may hold locks until then."""

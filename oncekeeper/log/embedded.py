@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+
 from dedup.ids import Ids, TaskId
 from oncekeeper.envelope import BATCH_TASKS_MAX, TaskBatch, decode_batch, encode_batch
 from oncekeeper.errors import InvalidTask, LogUnusable
@@ -48,6 +50,7 @@ CREATE TABLE batches (
     count INTEGER NOT NULL,
     first_id INTEGER,              -- of a run of range ids; NULL for keyed ids
     stored_ms INTEGER NOT NULL,    -- epoch
+    crc INTEGER NOT NULL,          -- CRC32C of the message: SQLite has no checksums of its own outside the WAL
     message BLOB NOT NULL
 );
 CREATE INDEX batches_by_id ON batches (first_id, count) WHERE first_id IS NOT NULL;
@@ -262,32 +265,32 @@ class EmbeddedLog:
     def append(self, batches: Sequence[TaskBatch]) -> list[Appended]:
         """Store batches, all or none, fsynced. Runs are spread over the partitions, keys go by their hash."""
         # All encoding happens before the lock is taken.
-        pieces = [
-            (partition, row, encode_batch(row))
-            for partition, row in cut(batches, self._partitions, self._turn)
-        ]
+        pieces = []
+        for partition, row in cut(batches, self._partitions, self._turn):
+            message = encode_batch(row)
+            pieces.append((partition, row, google_crc32c.value(message), message))
         if not pieces:
             return []
         self._turn = (pieces[-1][0] + 1) % self._partitions
         stored_ms = self._clock_ms()
         appended: list[Appended] = []
-        rows: list[tuple[int, int, int | None, int, bytes]] = []
+        rows: list[tuple[int, int, int | None, int, int, bytes]] = []
         keys: list[tuple[bytes, int]] = []
         with self._write() as database:
-            ends = self.ends()
-            for partition, row, message in pieces:
+            ends = dict(database.execute("SELECT partition, end FROM partitions"))
+            for partition, row, crc, message in pieces:
                 base = ends[partition]
                 place = partition << _SHIFT | base
                 ends[partition] = base + len(row)
                 first_id = row.ids.runs[0][0] if row.ids.runs else None
-                rows.append((place, len(row), first_id, stored_ms, message))
+                rows.append((place, len(row), first_id, stored_ms, crc, message))
                 keys.extend((key, place + at) for at, key in enumerate(row.ids.keys))
                 appended.append(Appended(partition, base, len(row)))
-            database.executemany("INSERT INTO batches VALUES (?, ?, ?, ?, ?)", rows)
+            database.executemany("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", rows)
             if keys:
                 keys.sort()  # neighbours in the index are written together
                 database.executemany("INSERT INTO keys VALUES (?, ?)", keys)
-            touched = {partition for partition, _, _ in pieces}
+            touched = {piece[0] for piece in pieces}
             database.executemany(
                 "UPDATE partitions SET end = ? WHERE partition = ?",
                 [(ends[partition], partition) for partition in touched],
@@ -363,10 +366,18 @@ class EmbeddedLog:
                 return self._database.execute(statement, values)
             except sqlite3.Error as error:
                 if not _is_busy(error) or time.monotonic() >= deadline:
-                    raise LogUnusable(f"{self.file}: {error}") from error
+                    raise
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:  # a damaged file shows at any row
+            raise LogUnusable(f"{self.file}: {error}") from error
 
     def _rows(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        return self._query(statement, values).fetchall()
+        with self._reading():
+            return self._query(statement, values).fetchall()
 
     def read(
         self, partition: int, offset: int, tasks_max: int, bytes_max: int
@@ -374,26 +385,27 @@ class EmbeddedLog:
         low = partition << _SHIFT
         found: list[Fetched | Undecodable] = []
         tasks = size = 0
-        # The row that holds ``offset`` begins at or below it.
-        rows = self._query(
-            "SELECT place, count, message FROM batches WHERE place >= coalesce("
-            "  (SELECT max(place) FROM batches WHERE place >= ? AND place <= ?), ?)"
-            " AND place < ? ORDER BY place",
-            (low, low | offset, low, low + _OFFSETS + 1),
-        )
-        for place, count, message in rows:
-            base = place & _OFFSETS
-            if base + count <= offset:
-                continue
-            start = max(base, offset)
-            tasks += base + count - start
-            size += len(message)
-            if found and (tasks > tasks_max or size > bytes_max):
-                break
-            found.append(_fetched(partition, base, start, count, message))
-            if tasks >= tasks_max or size >= bytes_max:
-                break
-        rows.close()  # an open cursor would hold its snapshot, and the WAL could not be cut back
+        with self._reading():
+            # The row that holds ``offset`` begins at or below it.
+            rows = self._query(
+                "SELECT place, count, crc, message FROM batches WHERE place >= coalesce("
+                "  (SELECT max(place) FROM batches WHERE place >= ? AND place <= ?), ?)"
+                " AND place < ? ORDER BY place",
+                (low, low | offset, low, low + _OFFSETS + 1),
+            )
+            for place, count, crc, message in rows:
+                base = place & _OFFSETS
+                if base + count <= offset:
+                    continue
+                start = max(base, offset)
+                tasks += base + count - start
+                size += len(message)
+                if found and (tasks > tasks_max or size > bytes_max):
+                    break
+                found.append(_fetched(partition, base, start, count, crc, message))
+                if tasks >= tasks_max or size >= bytes_max:
+                    break
+            rows.close()  # an open cursor would hold its snapshot, and the WAL could not be cut back
         return found
 
     def ends(self) -> dict[int, int]:
@@ -405,23 +417,25 @@ class EmbeddedLog:
     def find(self, task_id: TaskId) -> list[Located]:
         if isinstance(task_id, int):
             rows = self._rows(
-                "SELECT place, ? - first_id, message FROM batches"
+                "SELECT place, ? - first_id, crc, message FROM batches"
                 " WHERE first_id > ? AND first_id <= ? AND first_id + count > ? ORDER BY place",
                 (task_id, task_id - BATCH_TASKS_MAX, task_id, task_id),
             )
         else:
             # The row of a place is the last that begins at or below it.
             rows = self._rows(
-                "SELECT b.place, k.place - b.place, b.message FROM keys k JOIN batches b ON b.place ="
+                "SELECT b.place, k.place - b.place, b.crc, b.message FROM keys k JOIN batches b ON b.place ="
                 " (SELECT max(place) FROM batches WHERE place <= k.place) WHERE k.key = ? ORDER BY k.place",
                 (task_id,),
             )
         located: list[Located] = []
-        for place, at, message in rows:
+        for place, at, crc, message in rows:
+            if google_crc32c.value(message) != crc:
+                continue  # damaged: reading the partition reports it
             try:
                 batch = decode_batch(message).part(at, 1)
             except InvalidTask:
-                continue  # damaged: reading the partition reports it
+                continue  # likewise
             if len(batch) == 1 and next(iter(batch.ids)) == task_id:
                 located.append(Located(place >> _SHIFT, (place & _OFFSETS) + at, batch))
         return located
@@ -469,8 +483,12 @@ class EmbeddedLog:
             )
 
 
-def _fetched(partition: int, base: int, start: int, count: int, message: bytes) -> Fetched | Undecodable:
+def _fetched(
+    partition: int, base: int, start: int, count: int, crc: int, message: bytes
+) -> Fetched | Undecodable:
     try:
+        if google_crc32c.value(message) != crc:
+            raise InvalidTask("message", f"its checksum is not {crc:08x}: the file is damaged")
         batch = decode_batch(message)
         if len(batch) != count:
             raise InvalidTask("count", f"{len(batch)} tasks stand where {count} were announced")

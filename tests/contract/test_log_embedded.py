@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import pytest
 
 from dedup.ids import Ids
@@ -269,7 +270,8 @@ def test_a_row_that_cannot_be_decoded_is_handed_out_as_such_and_does_not_stop_re
 ) -> None:
     places = [log.append([run(n * 10, 3)])[0] for n in range(1, 9)]
     first = places[0].partition
-    sql(tmp_path, "UPDATE batches SET message = ? WHERE place = ?", message, first << 44)
+    crc = google_crc32c.value(message)
+    sql(tmp_path, "UPDATE batches SET message = ?, crc = ? WHERE place = ?", message, crc, first << 44)
     bad, good = log.read(first, 1, 100, 10**6)
     assert isinstance(bad, Undecodable)
     assert (bad.partition, bad.base, bad.count, bad.raw) == (first, 1, 2, message)
@@ -278,6 +280,26 @@ def test_a_row_that_cannot_be_decoded_is_handed_out_as_such_and_does_not_stop_re
     assert log.find(11) == []
     log.commit({first: 3})
     assert log.retain(0, 1 << 60) == 3
+
+
+def test_a_flipped_bit_in_a_body_is_seen(tmp_path: Path, log: EmbeddedLog) -> None:
+    (place,) = log.append([run(1, 3, b'{"cents":500}')])
+    sql(tmp_path, "UPDATE batches SET message = CAST(replace(message, '500', '900') AS BLOB)")
+    (bad,) = log.read(place.partition, 0, 10, 1000)
+    assert isinstance(bad, Undecodable)
+    assert "its checksum is not" in bad.reason
+    assert log.find(2) == []
+
+
+def test_a_damaged_page_is_an_error_that_names_the_file(tmp_path: Path, log: EmbeddedLog) -> None:
+    log.append([run(1, 300)])
+    log.close()
+    size = log.file.stat().st_size
+    with open(log.file, "r+b") as file:
+        file.seek(8192)
+        file.write(b"\xff" * (size - 8192))
+    with pytest.raises(LogUnusable, match=r"tasks\.db: .*malformed"):
+        open_log(tmp_path)
 
 
 def test_closing_a_reader_in_the_middle_keeps_no_snapshot(log: EmbeddedLog) -> None:
