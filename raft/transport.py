@@ -252,7 +252,9 @@ class Transport:
         self.receiver.link_up(peer.name, peer.role == OBSERVER)
 
     def lost(self, connection: Connection) -> None:
-        self._open.discard(connection)
+        if connection not in self._open:
+            return  # known already, or never let in
+        self._open.remove(connection)
         peer = connection.peer
         if not connection.stood:
             if not connection.dialled and not self.closed:
@@ -264,7 +266,10 @@ class Transport:
 
     def opened(self, connection: Connection) -> bool:
         waiting = sum(1 for other in self._open if not other.stood)
-        if self.closed or (not connection.dialled and waiting >= self.timings.strangers_max):
+        if self.closed:
+            return False
+        if not connection.dialled and waiting >= self.timings.strangers_max:
+            self.strangers += 1
             return False
         self._open.add(connection)
         return True
