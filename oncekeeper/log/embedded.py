@@ -30,47 +30,17 @@ from dedup.ids import Ids, TaskId
 from oncekeeper.envelope import BATCH_TASKS_MAX, TaskBatch, decode_batch, encode_batch
 from oncekeeper.errors import InvalidTask, LogUnusable
 from oncekeeper.log.cut import cut
+from oncekeeper.log.embedded_file import connect, log_path, prepare
 from oncekeeper.log.port import Appended, Aside, Fetched, Located, Undecodable, UnknownAppend, Unsent
 
-FORMAT = 1
 PARTITIONS_DEFAULT = 12
 PARTITIONS_MAX = 4096
 LOCK_TIMEOUT_MS = 10_000
 
 _SHIFT = 44  # 2**44 offsets a partition; 2**18 partitions fit above them
 _OFFSETS = (1 << _SHIFT) - 1
-_BUSY_MS = 8  # see _write
+_BUSY_MS = 8  # see _begin
 _RETAIN_ROWS = 200  # deleted in one transaction
-
-_SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE partitions (partition INTEGER PRIMARY KEY, end INTEGER NOT NULL, committed INTEGER NOT NULL);
-CREATE TABLE batches (
-    place INTEGER PRIMARY KEY,     -- partition << 44 | base offset
-    count INTEGER NOT NULL,
-    first_id INTEGER,              -- of a run of range ids; NULL for keyed ids
-    stored_ms INTEGER NOT NULL,    -- epoch
-    crc INTEGER NOT NULL,          -- CRC32C of the message: SQLite has no checksums of its own outside the WAL
-    message BLOB NOT NULL
-);
-CREATE INDEX batches_by_id ON batches (first_id, count) WHERE first_id IS NOT NULL;
-CREATE TABLE keys (key BLOB, place INTEGER, PRIMARY KEY (key, place)) WITHOUT ROWID;
-CREATE TABLE aside (
-    place INTEGER PRIMARY KEY AUTOINCREMENT,
-    id NOT NULL,                   -- INTEGER for a range id, BLOB for a keyed id
-    kind TEXT NOT NULL,
-    message BLOB NOT NULL,
-    reason TEXT NOT NULL,
-    at_ms INTEGER NOT NULL,
-    UNIQUE (id, kind)
-);
-"""
-
-
-def log_path(path: str | os.PathLike[str]) -> Path:
-    """The database that ``path`` names: itself if it ends in ``.db``, else the one in a data directory."""
-    given = Path(path)
-    return given if given.suffix == ".db" else given / "log" / "tasks.db"
 
 
 def open_log(
@@ -101,8 +71,8 @@ def open_log(
             raise LogUnusable(f"{file.parent}: {error.strerror}") from error
     database: sqlite3.Connection | None = None
     try:
-        database = _connect(file, create)
-        meta = _prepare(database, file, create, partitions or PARTITIONS_DEFAULT, cluster_id or "")
+        database = connect(file, create)
+        meta = prepare(database, file, create, partitions or PARTITIONS_DEFAULT, cluster_id or "")
     except (sqlite3.Error, LogUnusable) as error:
         if database is not None:
             database.close()
@@ -119,76 +89,6 @@ def open_log(
         database.close()
         raise LogUnusable(f"{file}: {wrong}")
     return EmbeddedLog(database, file, count, standing, lock_timeout_ms, clock_ms)
-
-
-def _connect(file: Path, create: bool) -> sqlite3.Connection:
-    database = sqlite3.connect(
-        f"{file.resolve().as_uri()}?mode={'rwc' if create else 'rw'}",
-        uri=True,
-        isolation_level=None,  # transactions begin and end where this module says so
-        check_same_thread=False,  # one at a time all the same: the client hands its log from thread to thread
-        timeout=LOCK_TIMEOUT_MS / 1000,
-    )
-    try:
-        if not create and not _has_meta(database):
-            raise LogUnusable(f"{file}: not a task log")  # before a pragma writes to somebody's file
-        # Page size counts for a new file only. Rows are tens of kilobytes: fewer, larger pages.
-        database.execute("PRAGMA page_size = 8192")
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        database.execute("PRAGMA cache_size = -4096")
-        database.execute("PRAGMA mmap_size = 0")  # an I/O error must be an error, not a SIGBUS
-        # Once a bulk submit has blown the WAL up, the next checkpoint cuts it back to this.
-        database.execute("PRAGMA journal_size_limit = 67108864")
-    except (sqlite3.Error, LogUnusable):
-        database.close()
-        raise
-    return database
-
-
-def _prepare(
-    database: sqlite3.Connection, file: Path, create: bool, partitions: int, cluster_id: str
-) -> dict[str, object]:
-    """Make the tables of a new log, all or nothing; what ``meta`` says."""
-    if create and not _has_meta(database):
-        database.execute("BEGIN IMMEDIATE")
-        try:
-            if not _has_meta(database):  # another process may have made them meanwhile
-                for statement in _SCHEMA.split(";\n"):
-                    database.execute(statement)
-                database.executemany(
-                    "INSERT INTO meta VALUES (?, ?)",
-                    [("format", FORMAT), ("cluster_id", cluster_id), ("partitions", partitions)],
-                )
-                database.executemany(
-                    "INSERT INTO partitions VALUES (?, 0, 0)", [(number,) for number in range(partitions)]
-                )
-            database.execute("COMMIT")
-        except BaseException:
-            if database.in_transaction:
-                database.execute("ROLLBACK")
-            raise
-        _sync_directory(file.parent)
-    meta: dict[str, object] = dict(database.execute("SELECT name, value FROM meta"))
-    if meta.get("format") != FORMAT:
-        raise LogUnusable(
-            f"{file}: format {meta.get('format')} is not the format {FORMAT} that this version reads: "
-            "use the version of Oncekeeper that wrote it"
-        )
-    return meta
-
-
-def _has_meta(database: sqlite3.Connection) -> bool:
-    return database.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is not None
-
-
-def _sync_directory(path: Path) -> None:
-    """SQLite syncs files, not the name of a new database in its directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class EmbeddedLog:

@@ -18,7 +18,8 @@ import pytest
 from dedup.ids import Ids
 from oncekeeper.envelope import TaskBatch
 from oncekeeper.errors import LogUnusable
-from oncekeeper.log.embedded import EmbeddedLog, log_path, open_log
+from oncekeeper.log.embedded import EmbeddedLog, open_log
+from oncekeeper.log.embedded_file import log_path
 from oncekeeper.log.port import Aside, Fetched, Undecodable, UnknownAppend, Unsent
 
 ROOT = Path(__file__).parents[2]
