@@ -36,6 +36,7 @@ from node.workers.worker import Spec
 SCAN_S_MIN, SCAN_S_MAX = 0.05, 1.0
 SCANS_PER_TTR = 20
 MEMORY_LOOK_S = 1.0
+RETIRE_S = 5.0  # what the neighbours of a hung thread get to finish, before their process is killed
 DOUBTS = "doubts.journal"
 
 
@@ -69,6 +70,7 @@ class Crew:
         self._memory_seen_s = 0.0
         self._stopping = False
         self._hello_came = False
+        self._lease_ns = 0
 
     @property
     def all(self) -> list[Slot]:
@@ -141,7 +143,9 @@ class Crew:
 
     def set_lease(self, until_ns: int) -> None:
         for slot in self.all:
-            slot.journal.set_lease(until_ns)
+            if not slot.retire_at_s:
+                slot.journal.set_lease(until_ns)
+        self._lease_ns = until_ns
         if self._guard is not None:
             self._guard.set_lease(until_ns)
 
@@ -158,7 +162,10 @@ class Crew:
     def _spawn(self, slot: Slot) -> None:
         assert self._guard is not None
         slot.timer = None
+        slot.retire_at_s = 0.0
+        slot.greeted = False
         slot.journal.reset_cells()
+        slot.journal.set_lease(self._lease_ns)
         process = WorkerProcess(
             lambda hello: self._take_hello(slot, process, hello),
             lambda message: self._on_reports(slot, message),
@@ -188,6 +195,7 @@ class Crew:
             slot.timer.cancel()
             slot.timer = None
         slot.ready = not self._stopping
+        slot.greeted = True
         slot.failures = 0
         self._on_event(WorkerStarted(process.pid, slot.kind))
         if any(info.kind == "cpu" for info in hello.handlers):
@@ -200,14 +208,13 @@ class Crew:
             self._hello_came = True
 
     def _take_end(self, slot: Slot, process: WorkerProcess, status: int) -> None:
-        was_ready = slot.ready or bool(slot.handed)
         slot.process = None
         slot.ready = False
         if slot.timer is not None:
             slot.timer.cancel()
             slot.timer = None
         why = describe_end(status, process.killed_why)
-        if not was_ready:
+        if not slot.greeted:
             self._take_failure(slot, process.killed_why or why)
             return
         words = list(slot.last_words(process.pid, why))
@@ -250,17 +257,31 @@ class Crew:
             self._memory_seen_s = self._loop.time()
         wait_s = SCAN_S_MAX
         for slot in self.all:
-            if slot.process is None or not slot.handed:
+            if slot.process is None or not (slot.handed or slot.retire_at_s):
                 continue
-            why = slot.overdue(now_ns)
-            if not why and look_at_memory:
-                rss = slot.process.rss_bytes()
-                if rss > self._settings.memory_bytes_max:
-                    why = f"{rss} bytes resident exceed memory_bytes_max={self._settings.memory_bytes_max}"
-            if why:
+            rss = slot.process.rss_bytes() if look_at_memory else 0
+            if rss > self._settings.memory_bytes_max:
+                why = f"{rss} bytes resident exceed memory_bytes_max={self._settings.memory_bytes_max}"
                 slot.process.kill(why)
+            elif (why := slot.overdue(now_ns)) or slot.retire_at_s:
+                self._retire(slot, slot.process, why)
+                wait_s = SCAN_S_MIN
             for handed in slot.handed.values():
                 if handed.work.ttr_ms:
                     wait_s = min(wait_s, handed.work.ttr_ms / 1000 / SCANS_PER_TTR)
-        if any(slot.handed for slot in self.all):
+        if any(slot.handed or slot.retire_at_s for slot in self.all):
             self._scan = self._loop.call_later(max(SCAN_S_MIN, wait_s), self._look)
+
+    def _retire(self, slot: Slot, process: WorkerProcess, why: str) -> None:
+        """Kill a process in which something outran its time; but first let its neighbours finish.
+
+        Killed at once they would all be in doubt, and for most handlers that means a check or a human each.
+        """
+        now_s = self._loop.time()
+        if not slot.retire_at_s:
+            slot.retire_at_s = now_s + RETIRE_S
+            slot.ready = False
+            slot.journal.set_lease(0)  # nothing more starts in it: what waits there comes back as not started
+        hung = sum(handed.hung() for handed in slot.handed.values())
+        if slot.kind == "cpu" or hung >= slot.tasks or now_s >= slot.retire_at_s:
+            process.kill(why or "a task had outrun its time-to-run")

@@ -67,7 +67,8 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     count: int
     ended: Ended
     results: tuple[bytes, ...] | None = None  # JSON texts; None where every result was null
-    error: str = ""  # RAISED, INVALID, CRASHED, TIMED_OUT, UNSURE: a line for people
+    error: str = ""  # RAISED, INVALID, CRASHED, TIMED_OUT, UNSURE, NOT_STARTED: a line for people;
+    # with DONE: why there is no result (too large, no JSON, lost with its worker): the task is done all the same
     trace: str = ""  # the traceback, shortened, for RAISED
 
 

@@ -20,6 +20,9 @@ from node.workers.frames import BrokenFrame, Down, Frames, Hello, Reported, Up, 
 from node.workers.worker import MARK, MARK_END, Spec
 
 ROOT = Path(__file__).resolve().parents[2]
+# Our own packages are found from wherever the worker runs: in the application's directory, so that relative paths
+# of handlers mean the same under every node.
+START = "import sys; sys.path[0] = sys.argv[1]; from node.workers.worker import main; main(sys.argv[2])"
 LINE_BYTES_MAX = 8 * 1024
 LINES_PER_S_MAX = 500
 LAST_WORDS_S = 1.0  # how long a dead process's socket may take to deliver the rest
@@ -112,8 +115,8 @@ class WorkerProcess(asyncio.Protocol):
         spec = msgspec.structs.replace(spec, fd=theirs.fileno(), parent=os.getpid())
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "node.workers.worker", msgspec.json.encode(spec).decode()],
-                cwd=ROOT if (ROOT / "node").is_dir() else None,
+                [sys.executable, "-c", START, str(ROOT), msgspec.json.encode(spec).decode()],
+                cwd=spec.app_dir or None,
                 stdin=subprocess.DEVNULL,
                 stdout=write_end,
                 stderr=write_end,

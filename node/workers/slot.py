@@ -42,6 +42,10 @@ class Handed:
         self.untold -= part.count
         return True
 
+    def hung(self) -> int:
+        """How many outran their time and did not end."""
+        return sum(self.told[position] == UNTOLD for position in self.timed_out)
+
     def release(self, at: int, count: int) -> bool:
         """True when nothing of it is needed any more."""
         count = min(count, len(self.told) - at)
@@ -54,11 +58,13 @@ class Slot:
         self.kind = kind
         self.journal = journal
         self.process: WorkerProcess | None = None
-        self.ready = False  # its process said hello and takes work
+        self.greeted = False  # its process said hello
+        self.ready = False  # and takes work
         self.failures = 0  # starts that failed in a row
         self.timer: asyncio.TimerHandle | None = (
             None  # until it must have said hello, or may be started again
         )
+        self.retire_at_s = 0.0  # loop time; 0: it is not being retired
         self.tasks = 0  # handed over and not reported
         self.handed: dict[int, Handed] = {}  # by Work number, those with something untold
 

@@ -1,4 +1,4 @@
-"""A worker process: ``python -m node.workers.worker SPEC``, started by node/workers/process.py.
+"""A worker process, started by node/workers/process.py.
 
 Order matters at the start: first it makes sure to die with its parent, then it takes the lock of its journal (so
 that no former holder of the slot lives), and only then it loads the application and says hello.
@@ -198,7 +198,3 @@ def main(text: str) -> None:
         sys.stdout.flush()
     # Not by way of exit handlers: a handler's thread that does not end would hold us here.
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -21,7 +21,7 @@ from node.workers.events import (
 from node.workers.journal import DATA_AT
 from node.workers.pools import WorkerPools
 from node.workers.port import Ended, Mode, Part, Work
-from tests.support.worker_pool import Bench, bench, body, is_running, lines, until
+from tests.support.worker_pool import ROOT, Bench, bench, body, is_running, lines, until
 
 DONE, RAISED, INVALID = Ended.DONE, Ended.RAISED, Ended.INVALID
 CRASHED, TIMED_OUT, NOT_STARTED = Ended.CRASHED, Ended.TIMED_OUT, Ended.NOT_STARTED
@@ -169,6 +169,43 @@ def test_a_thread_that_hangs_costs_its_process(tmp_path: Path) -> None:
         async with bench(tmp_path) as it:
             assert await it.states("bad.hang", b"{}") == [TIMED_OUT]
             assert await it.states("bad.async_which", b"{}") == [DONE]
+
+    asyncio.run(act())
+
+
+def test_the_neighbours_of_a_thread_that_hangs_finish_first_and_what_waits_comes_back(tmp_path: Path) -> None:
+    async def act() -> None:
+        async with bench(tmp_path / "work", io_threads=2) as it:
+            one = body(path=str(tmp_path / "e"), pause_s=1.0)
+            hung = it.submit("bad.hang", [b"{}"])
+            nap = it.submit("bad.nap", [one, one])
+            assert [end.ended for end in await it.ends(nap, 2)] == [DONE, NOT_STARTED]
+            assert [end.ended for end in await it.ends(hung, 1)] == [TIMED_OUT]
+            assert await it.states("bad.async_which", b"{}") == [DONE]
+            assert len(lines(tmp_path / "e")) == 1
+
+    asyncio.run(act())
+
+
+def test_what_ends_late_but_before_it_was_killed_is_told_as_it_ended(tmp_path: Path) -> None:
+    async def act() -> None:
+        async with bench(tmp_path / "work") as it:
+            late = (body(path=str(tmp_path / "e"), pause_s=0.8),)
+            neighbour = it.submit("bad.nap", [body(path=str(tmp_path / "e"), pause_s=1.2)])
+            it.pools.submit(Work(9, Mode.RUN, "bad.nap", Ids(((1, 1),)), 1, 1, 300, late))
+            assert [end.ended for end in await it.ends(9, 1)] == [DONE]
+            assert [end.ended for end in await it.ends(neighbour, 1)] == [DONE]
+            assert await it.states("bad.async_which", b"{}") == [DONE]
+            assert [event.in_doubt for event in it.events if isinstance(event, WorkerEnded)] == [0]
+
+    asyncio.run(act())
+
+
+def test_handlers_run_in_the_applications_directory(tmp_path: Path) -> None:
+    async def act() -> None:
+        async with bench(tmp_path / "work") as it:
+            (end,) = await it.run("bad.nap", body(path=str(tmp_path / "e"), pause_s=0))
+            assert end.results == (f'"{ROOT}"'.encode(),)
 
     asyncio.run(act())
 

@@ -155,6 +155,13 @@ def hang() -> None:
 
 
 @app.task(kind="io")
+def nap(path: str, pause_s: float) -> str:
+    record(path, "asleep")
+    time.sleep(pause_s)
+    return os.getcwd()
+
+
+@app.task(kind="io")
 async def meet_async(path: str, others: int) -> int:
     record(path, "here")
     while True:
