@@ -26,6 +26,7 @@ from node import sweeper
 from node.cluster import http_token, read_secret
 from node.config import NodeConfig
 from node.coordinator import Coordinator
+from node.crashpoint import CrashPoint
 from node.facade import OutcomeUnknown, Unavailable
 from node.http.server import HttpServer
 from node.logging import set_up_logging
@@ -55,6 +56,7 @@ from oncekeeper.log.embedded import open_log
 from oncekeeper.log.port import Aside, Undecodable, UnknownAppend, Unsent
 from raft.commands import (
     Advance,
+    Claim,
     Command,
     Effects,
     Freed,
@@ -63,6 +65,7 @@ from raft.commands import (
     Resolved,
     SessionClosed,
     SessionOpened,
+    Settle,
     Suspected,
     Testify,
 )
@@ -132,6 +135,7 @@ class Service:
         )
         self.waker = Waker(config.wake_ports)
         self.notes: dict[str, str] = {}
+        self.crash = CrashPoint(config.crash_at)
         self.http_token = http_token(secret)
         self.face = RunningNode(self)
         self.http = HttpServer(self.face, config.http, self.http_token)
@@ -319,7 +323,13 @@ class Service:
                 assert_never(effect)
 
     async def _ask(self, ticket: int, commands: tuple[Command, ...]) -> None:
+        claims = any(isinstance(command, Claim) for command in commands)
+        settles = any(isinstance(command, Settle) for command in commands)
+        self.crash.reached("before_claim", claims)
+        self.crash.reached("before_settle", settles)
         effects = await self.proposer.propose(commands)
+        self.crash.reached("after_claim", claims)
+        self.crash.reached("after_settle", settles)
         self._feed(m.Answers(ticket, effects.answers))
 
     def _read(self, effect: m.Read) -> None:
@@ -482,7 +492,9 @@ class Service:
     async def _commit(self) -> None:
         positions = self.coordinator.commit_positions()
         if positions:
+            self.crash.reached("before_commit")
             await self._with_disk(lambda log: log.commit(positions))
+            self.crash.reached("after_commit")
 
     # --- what people see ------------------------------------------------------------------------------------
 

@@ -139,6 +139,9 @@ def take_word(
     """Take what this incarnation of the suspect's node says; False if it has said something else before."""
     if incarnation in suspect.testified:
         return word.fact is Fact.STARTED
+    if word.fact is Fact.NEVER_STARTED and suspect.testified:
+        # It was seen to start: a later life that found no trace of it has lost the trace, not the start.
+        return False
     state.events.append(Testified(ids, suspect.fence, suspect.node, word.fact))
     if word.fact is Fact.STARTED:
         state.amend(ids, count, suspect, suspect.started_by(incarnation))

@@ -247,6 +247,8 @@ class NaiveLedger:
     ) -> bool:
         if incarnation in one.testified:
             return fact is Fact.STARTED
+        if fact is Fact.NEVER_STARTED and one.testified:
+            return False
         self.events.append(("testified", each, one.fence, one.node, fact))
         if fact is Fact.STARTED:
             if len(one.testified) < 8:
