@@ -79,6 +79,7 @@ COMMIT_MS = 200
 LOOK_MS = 1_000  # how often to look at the log unasked, should a wake have been lost
 SWEEP_MS = 60_000
 DISK_RETRY_MS = 500
+HISTORY_WAIT_MS = 100
 RETAIN_MS = 30_000
 SETTLED_POLL_MS = 20
 SETTLE_S_MAX = 5.0
@@ -103,7 +104,8 @@ class Service:
         )
         self.proposer = Proposer(self.replica)
         self.records = Records.open(
-            config.data_dir / "history.db", RecordsLimits(keep_ms=config.history_keep_ms)
+            config.data_dir / "history.db",
+            RecordsLimits(keep_ms=config.history_keep_ms, rows_max=config.history_queue_max),
         )
         self.log = LogThread(
             lambda: open_log(
@@ -333,6 +335,10 @@ class Service:
         self._feed(m.Answers(ticket, effects.answers))
 
     def _read(self, effect: m.Read) -> None:
+        if not self.records.room:
+            # The history's disk is behind. What is in hand goes on; no more is taken until it has caught up.
+            asyncio.get_running_loop().call_later(HISTORY_WAIT_MS / 1000, self._read, effect)
+            return
         items = self.log.reader.read(effect.partition, effect.offset, effect.tasks_max, READ_BYTES_MAX)
         next_offset = effect.offset
         count = 0
