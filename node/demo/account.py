@@ -71,7 +71,9 @@ def count_money(outcome: Outcome, shop: Path, orders: Sequence[Order]) -> None:
     outcome.submitted = len(orders)
     outcome.effects = len(rows)
     outcome.lost += sum(charged[order["order_id"]] == 0 for order in orders)
-    outcome.twice += sum(count - 1 for count in charged.values())
+    due = {order["order_id"] for order in orders}
+    # A charge that nobody asked for is an effect too many.
+    outcome.twice += sum(count - (order in due) for order, count in charged.items())
     outcome.cents_due = sum(order["amount_cents"] for order in orders)
     outcome.cents_charged = sum(cents for _, cents in rows)
 
@@ -81,4 +83,5 @@ def count_receipts(outcome: Outcome, shop: Path, wanted: Sequence[Order]) -> Non
     sent = Counter(path.read_text().splitlines() if path.exists() else ())
     due = {f"{order['order_id']} {order['customer']}" for order in wanted}
     outcome.lost += sum(sent[line] == 0 for line in due)
-    outcome.twice += sum(count - 1 for count in sent.values())
+    # A receipt that nobody asked for is an effect too many.
+    outcome.twice += sum(count - (line in due) for line, count in sent.items())
