@@ -182,7 +182,7 @@ class Supervisor:
             return
 
     async def _spawn(self, node: str) -> Process:
-        with (self.cluster.node_dir(node) / "node.out").open("ab") as out:
+        with (self.cluster.node_dir(node) / "node.log").open("ab") as out:
             return await asyncio.create_subprocess_exec(
                 *self._command(self.cluster, node, self._die_with),
                 stdin=subprocess.DEVNULL,
@@ -229,7 +229,7 @@ def start_node(cluster: Cluster, node: str) -> subprocess.Popen[bytes]:
     if is_held(lock):
         raise Locked(f"{node} is running already as process {lock_holder(lock)}")
     refuse_taken_ports(cluster, node)
-    return _start_background(node_command(cluster, node), cluster.node_dir(node) / "node.out")
+    return _start_background(node_command(cluster, node), cluster.node_dir(node) / "node.log")
 
 
 def start_supervisor(

@@ -150,7 +150,7 @@ class SupervisorLog:
 def output_tail(cluster: Cluster, node: str) -> str:
     """What the node said last; of its log lines only the bad ones, without their JSON."""
     try:
-        text = (cluster.node_dir(node) / "node.out").read_text("utf-8", "replace")
+        text = (cluster.node_dir(node) / "node.log").read_text("utf-8", "replace")
     except OSError:
         return "  (nothing)"
     said: list[str] = []
