@@ -36,7 +36,7 @@ from node.workers.worker import Spec
 SCAN_S_MIN, SCAN_S_MAX = 0.05, 1.0
 SCANS_PER_TTR = 20
 MEMORY_LOOK_S = 1.0
-RETIRE_S = 5.0  # what the neighbours of a hung thread get to finish, before their process is killed
+RETIRE_S = 5.0  # what the neighbours of a hung task get to finish, before their process is killed
 DOUBTS = "doubts.journal"
 
 

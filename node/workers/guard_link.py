@@ -83,6 +83,7 @@ class GuardLink:
         self._stopping = True
         self._let_go()
         if self._process is not None:
+            self._process.kill()  # it may be paused
             self._process.wait()
 
     def _exited(self) -> None:
@@ -100,5 +101,10 @@ class GuardLink:
         self._pidfd = self._pipe = -1
 
     def _restart(self) -> None:
-        if not self._stopping:
+        if self._stopping:
+            return
+        try:
             self.start()
+        except OSError:
+            # Out of processes or descriptors: until there is a guard again, the node's own clock must do.
+            self._loop.call_later(RESTART_DELAY_S, self._restart)

@@ -1,9 +1,10 @@
 """The I/O worker: synchronous handlers and all checks on threads, asynchronous handlers on the event loop.
 
 The loop's thread reads jobs and sends reports; handler threads take single tasks from a queue. What ended is
-gathered and sent by the loop in one frame for all that ended meanwhile. A coroutine that outruns its time-to-run
-is cancelled: its effect is in doubt, but its neighbours live. A thread cannot be cancelled, so there (and for a
-coroutine that ignores it) the node kills this process.
+gathered and sent by the loop in one frame for all that ended meanwhile.
+
+Nothing is cancelled here at its time-to-run, not even a coroutine: what it left in threads, tasks and connections
+could still take effect after a check had said that it did not. The node kills this process instead (crew.py).
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from queue import SimpleQueue
 from typing import Any
 
 from dedup.ids import TaskId
 from node.workers.calls import Calls, encode_result, one_line, short_trace
 from node.workers.cpu import NULL
-from node.workers.frames import Job
+from node.workers.frames import REPORT_BYTES_MAX, Job
 from node.workers.journal import CELL_COUNT, State, WorkerJournal
 from node.workers.port import Ended, Mode, Part, Report, Work
 from oncekeeper.context import CurrentTask
@@ -176,16 +177,9 @@ class InOutRunner:
         if isinstance(begun, End):
             return begun
         task, arguments, started_ns = begun
-        limit = asyncio.timeout(batch.work.ttr_ms / 1000 if batch.work.ttr_ms else None)
         try:
-            async with limit:
-                value = await batch.calls.run(task, arguments)
-        except BaseException as error:  # noqa: BLE001 - as above; a cancellation is either ours or the handler's own
-            if limit.expired():
-                # The state byte stays at STARTED: it was stopped somewhere inside.
-                self._journal.cells[2 * cell] = 0
-                text = f"cancelled at its time-to-run of {batch.work.ttr_ms} ms"
-                return self._timed(End(batch, position, Ended.TIMED_OUT, None, text), started_ns)
+            value = await batch.calls.run(task, arguments)
+        except BaseException as error:  # noqa: BLE001 - as above, and a CancelledError of the handler's own making
             return self._raised(batch, position, cell, started_ns, error)
         return self._returned(batch, position, cell, started_ns, value)
 
@@ -260,7 +254,8 @@ class InOutRunner:
             end = self._ended.popleft()
             gathered.setdefault(end.batch, []).append(end)
         for batch, ends in gathered.items():
-            self._send((_report(batch.work, ends),))
+            for some in _by_size(ends):
+                self._send((_report(batch.work, some),))
             batch.left -= len(ends)
             if batch.on_threads:
                 self._load -= len(ends)
@@ -268,6 +263,20 @@ class InOutRunner:
                 self._batches.discard(batch)
         if not self._batches:
             self._idle.set()
+
+
+def _by_size(ends: list[End]) -> Iterator[list[End]]:
+    """Lists that fit a frame."""
+    some: list[End] = []
+    size = 0
+    for end in ends:
+        some.append(end)
+        size += len(end.text or b"") + len(end.error) + len(end.trace)
+        if size > REPORT_BYTES_MAX:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 def _report(work: Work, ends: list[End]) -> Report:

@@ -79,5 +79,5 @@ class Report(msgspec.Struct, frozen=True):
     parts: tuple[Part, ...]
     started_ms: int  # epoch, of the first task in it
     ended_ms: int  # epoch, of the last
-    busy_us: int  # time spent in the handler, summed
+    busy_us: int  # time spent in the handler, summed; 0: unknown (the worker died)
     pid: int

@@ -12,7 +12,7 @@ from node.workers.port import Ended, HandlerInfo, Mode, Part, Report, Work
 from node.workers.process import WorkerProcess
 
 UNTOLD, TOLD, RELEASED = 0, 1, 2
-CANCEL_GRACE_MS = 1000  # what a coroutine gets to obey its cancellation before its process is killed
+_RELEASE = bytes.maketrans(bytes((TOLD,)), bytes((RELEASED,)))
 
 
 class Handed:
@@ -48,8 +48,8 @@ class Handed:
 
     def release(self, at: int, count: int) -> bool:
         """True when nothing of it is needed any more."""
-        count = min(count, len(self.told) - at)
-        self.told[at : at + count] = bytes((RELEASED,)) * count
+        # Only what was told: the marks of the rest are still needed.
+        self.told[at : at + count] = self.told[at : at + count].translate(_RELEASE)
         return self.told.count(RELEASED) == len(self.told)
 
 
@@ -82,8 +82,7 @@ class Slot:
             # Read again: between the two loads the worker may have gone on to the next task.
             if handed is None or not handed.work.ttr_ms or cells[at] != started_ns:
                 continue
-            limit_ms = handed.work.ttr_ms + (CANCEL_GRACE_MS if handed.info.is_async else 0)
-            if now_ns - started_ns > limit_ms * 1_000_000:
+            if now_ns - started_ns > handed.work.ttr_ms * 1_000_000:
                 position = words[at + 1] & 0xFFFFFFFF
                 handed.timed_out.update(range(len(handed.told)) if position == SOME_POSITION else (position,))
                 why = f"{handed.work.handler} outran its time-to-run of {handed.work.ttr_ms} ms"

@@ -15,7 +15,6 @@ from node.workers.events import (
     Printed,
     WorkerEnded,
     WorkerFailed,
-    WorkerStarted,
     WorkerStartError,
 )
 from node.workers.journal import DATA_AT
@@ -210,23 +209,36 @@ def test_handlers_run_in_the_applications_directory(tmp_path: Path) -> None:
     asyncio.run(act())
 
 
-def test_a_coroutine_that_hangs_is_cancelled_and_its_process_lives(tmp_path: Path) -> None:
+def test_a_coroutine_that_hangs_costs_its_process_and_not_its_neighbours(tmp_path: Path) -> None:
     async def act() -> None:
-        async with bench(tmp_path) as it:
-            (end,) = await it.run("bad.hang_async", b"{}")
-            assert (end.ended, end.error) == (TIMED_OUT, "cancelled at its time-to-run of 300 ms")
-            assert not [event for event in it.events if isinstance(event, WorkerEnded)]
+        async with bench(tmp_path / "work") as it:
+            hung = it.submit("bad.hang_async", [body(path=str(tmp_path / "late"), wait_s=0.6)])
+            nap = it.submit("bad.nap_async", [body(pause_s=1.0)] * 3)
+            assert [end.ended for end in await it.ends(nap, 3)] == [DONE] * 3
+            (end,) = await it.ends(hung, 1)
+            assert end.ended in (TIMED_OUT, DONE)
+            # What it had left to a thread either took effect before the report, or never will.
+            assert (end.ended is DONE) == bool(lines(tmp_path / "late"))
 
     asyncio.run(act())
 
 
-def test_a_coroutine_that_ignores_its_cancellation_costs_its_process(tmp_path: Path) -> None:
+def test_a_coroutine_that_never_ends_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+    async def act() -> None:
+        async with bench(tmp_path / "work") as it:
+            (end,) = await it.run("bad.hang_async", body(path=str(tmp_path / "late"), wait_s=600))
+            assert (end.ended, end.error) == (TIMED_OUT, "killed at its time-to-run of 300 ms")
+            assert not lines(tmp_path / "late")
+            assert [event.in_doubt for event in it.events if isinstance(event, WorkerEnded)] == [1]
+
+    asyncio.run(act())
+
+
+def test_results_of_io_tasks_come_in_several_frames_too(tmp_path: Path) -> None:
     async def act() -> None:
         async with bench(tmp_path) as it:
-            assert await it.states("bad.hang_async", body(stubborn=True)) == [TIMED_OUT]
-            assert [type(event) for event in it.events if not isinstance(event, WorkerStarted)] == [
-                WorkerEnded
-            ]
+            ends = await it.run("bad.giant_async", *[body(size=250_000)] * 200)
+            assert all(end.results is not None and len(end.results[0]) == 250_002 for end in ends)
 
     asyncio.run(act())
 

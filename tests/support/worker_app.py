@@ -173,13 +173,22 @@ async def meet_async(path: str, others: int) -> int:
 
 
 @app.task(kind="io", ttr=0.3)
-async def hang_async(stubborn: bool = False) -> None:
-    while True:
-        try:
-            await asyncio.sleep(600)
-        except asyncio.CancelledError:
-            if not stubborn:
-                raise
+async def hang_async(path: str, wait_s: float) -> None:
+    def act() -> None:
+        time.sleep(wait_s)
+        record(path, "an effect of a thread that nobody can cancel")
+
+    await asyncio.to_thread(act)
+
+
+@app.task(kind="io")
+async def nap_async(pause_s: float) -> None:
+    await asyncio.sleep(pause_s)
+
+
+@app.task(kind="io")
+async def giant_async(size: int) -> str:
+    return "x" * size
 
 
 @app.task(kind="io")
