@@ -70,7 +70,10 @@ class UnknownAppend(Exception):
 
 @runtime_checkable
 class TaskLog(Protocol):
-    """Not safe for threads: each thread opens its own."""
+    """Not safe for threads: each thread opens its own.
+
+    Writes raise Unsent or UnknownAppend, all of them; repeating one is safe. Reads raise LogUnusable.
+    """
 
     @property
     def partitions(self) -> int: ...
