@@ -408,7 +408,7 @@ class Coordinator:
         running = self._running[report.number]
         name = running.piece.batch.handler
         ran = sum(part.count for part in report.parts if part.ended is not Ended.NOT_STARTED)
-        if ran:
+        if ran and report.busy_us:  # 0: nobody knows how long the tasks of a dead worker took
             self._lane_of(running.piece).handler(name).measured(ran, report.busy_us)
         for part in report.parts:
             piece = running.piece.part(part.at, part.count)
