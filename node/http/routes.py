@@ -108,7 +108,19 @@ MESSAGE = thing(
     attempt=NUMBER,
 )
 NODE = thing(
-    ("error", "pid", "role", "term", "http", "raft", "takes_work", "partitions", "applied_index"),
+    (
+        "error",
+        "pid",
+        "role",
+        "term",
+        "http",
+        "raft",
+        "takes_work",
+        "partitions",
+        "applied_index",
+        "ledger_index",
+        "ledger_digest",
+    ),
     node=TEXT,
     up=FLAG,
     http=maybe(TEXT),
@@ -119,6 +131,8 @@ NODE = thing(
     applied_index=NUMBER,
     takes_work=FLAG,
     partitions=many(NUMBER),
+    ledger_index=NUMBER,
+    ledger_digest=TEXT,
     error=TEXT,
 )
 WHO = thing(("by",), by={**TEXT, "description": "who does it, for the task's story"})
@@ -146,6 +160,11 @@ class Route(NamedTuple):
 LOCAL = Param(
     "local", {"type": "integer", "enum": [0, 1]}, "1: this node's own word only, as its peers ask for it"
 )
+DIGEST = Param(
+    "digest",
+    {"type": "integer", "enum": [0, 1]},
+    "1: also `ledger_digest`, equal on all nodes of equal `ledger_index`; costs time in the ledger's size",
+)
 AFTER = Param("after", TEXT, "the `next` of the page before")
 CHANGE = (400, 409, 503, 504)
 
@@ -154,7 +173,7 @@ ROUTES: tuple[Route, ...] = (
           thing(ok=FLAG, takes_work=FLAG), open=True),
     Route("GET", "/v1/openapi.json", "openapi", "This document", "", thing()),
     Route("GET", "/v1/node", "node", "This node",
-          "Its identity, the public part of its configuration, and its state.", NODE),
+          "Its identity, the public part of its configuration, and its state.", NODE, (DIGEST,)),
     Route("GET", "/v1/nodes", "nodes", "All nodes",
           "One row a node of the cluster; a node that did not answer has `up: false` and the `error`. `sessions` is"
           " what the ledger holds of each live node.",

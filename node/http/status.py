@@ -162,7 +162,11 @@ def describe_node(node: NodeFacade) -> dict[str, Any]:
 
 
 async def get_node(node: NodeFacade, request: web.Request) -> web.Response:
-    return reply(describe_node(node))
+    described = describe_node(node)
+    if query_flag(request, "digest"):
+        # In one breath with the index: replicas that applied as much must show the same.
+        described |= {"ledger_index": node.ledger.applied_index, "ledger_digest": node.ledger.digest().hex()}
+    return reply(described)
 
 
 async def get_nodes(node: NodeFacade, request: web.Request) -> web.Response:
