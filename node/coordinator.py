@@ -296,7 +296,7 @@ class Coordinator:
             while (piece := lane.next_piece(paused)) is not None:
                 name = piece.batch.handler
                 info = self._handlers.get(name)
-                room = lane.room(name, info is not None and info.on_doubt == "rerun")
+                room = lane.room(name, info is not None and info.on_doubt == "rerun", self._now_ms)
                 if room <= 0:
                     break
                 taken = lane.take(min(room, piece.count))
@@ -407,9 +407,11 @@ class Coordinator:
             return
         running = self._running[report.number]
         name = running.piece.batch.handler
+        flow = self._lane_of(running.piece).handler(name)
+        flow.finished(sum(part.count for part in report.parts), self._now_ms)
         ran = sum(part.count for part in report.parts if part.ended is not Ended.NOT_STARTED)
         if ran and report.busy_us:  # 0: nobody knows how long the tasks of a dead worker took
-            self._lane_of(running.piece).handler(name).measured(ran, report.busy_us)
+            flow.measured(ran, report.busy_us)
         for part in report.parts:
             piece = running.piece.part(part.at, part.count)
             closing = Closing(

@@ -1,39 +1,54 @@
 """How much a node takes: pools, what runs in them, and what waits for them (pure).
 
 A node claims only what it is about to start, so that little is in doubt when it dies. "About to" is a span of
-time, not a number of tasks: what a pool gets through in ``horizon_ms`` by the measured run time of each handler
-(an exponentially weighted mean), and never less than a task for each free slot and a small prefetch. So a
-handler of one second is claimed one by one, and a handler of five microseconds by the thousand.
+time, not a number of tasks: twice what was finished of a handler in the last ``horizon_ms`` (an exponentially
+weighted rate), and never less than a task for each free slot and a small prefetch. So a handler of one second is
+claimed slot by slot, and a handler of five microseconds by the thousand. The factor of two lets the claim grow
+as long as the workers keep up, doubling with each round trip as TCP's slow start does (Jacobson, 1988), and what
+bounds the workers (their number, a lock, a disk) bounds the claim, without our having to know which it is.
 
 Handlers whose doubt means ``rerun`` get a longer horizon: their suspects cost a rerun and no check.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from node.pieces import Piece
 
+RATE_MS = 50.0  # over which the rate is weighted
+GROWTH = 2.0
 RUN_US_UNKNOWN = 10_000.0  # a first guess, replaced by the first report
-RUN_US_MIN = 10.0  # what handing over a task costs us, however quick its handler
-WEIGHT = 0.3  # of a new measurement in the mean
+WEIGHT = 0.3  # of a new measurement in the mean run time
 
 
 class HandlerFlow:
     """What is known of one handler's pace."""
 
-    __slots__ = ("outstanding", "run_us")
+    __slots__ = ("_rate", "_rate_ms", "outstanding", "run_us")
 
     def __init__(self) -> None:
         self.run_us = RUN_US_UNKNOWN
         self.outstanding = 0  # claimed, or being claimed, and not ended
+        self._rate = 0.0  # tasks a millisecond, at _rate_ms
+        self._rate_ms = 0
 
     def measured(self, count: int, busy_us: int) -> None:
-        mean = max(RUN_US_MIN, busy_us / count)
+        """Handlers ran for ``busy_us`` in all to do ``count`` tasks."""
+        mean = max(1.0, busy_us / count)
         if self.run_us == RUN_US_UNKNOWN:
             self.run_us = mean
         else:
             self.run_us += WEIGHT * (mean - self.run_us)
+
+    def finished(self, count: int, now_ms: int) -> None:
+        self._rate = self.rate(now_ms) + count / RATE_MS
+        self._rate_ms = now_ms
+
+    def rate(self, now_ms: int) -> float:
+        """Tasks a millisecond that were finished of late."""
+        return self._rate * math.exp((self._rate_ms - now_ms) / RATE_MS) if self._rate else 0.0
 
 
 class Lane:
@@ -45,7 +60,7 @@ class Lane:
     def __init__(self, slots: int, horizon_ms: int, rerun_horizon_ms: int, claim_max: int) -> None:
         self.slots = slots
         self.ready_tasks = 0
-        self._horizon_us = {False: horizon_ms * 1000.0, True: rerun_horizon_ms * 1000.0}
+        self._horizon_ms = {False: horizon_ms, True: rerun_horizon_ms}
         self._claim_max = claim_max
         self._handlers: dict[str, HandlerFlow] = {}
         self._ready: dict[str, deque[Piece]] = {}
@@ -61,16 +76,13 @@ class Lane:
     def outstanding(self) -> int:
         return sum(flow.outstanding for flow in self._handlers.values())
 
-    def room(self, name: str, rerun: bool) -> int:
+    def room(self, name: str, rerun: bool, now_ms: int) -> int:
         """How many tasks of a handler may be claimed now."""
-        outstanding = 0
-        outstanding_us = 0.0
-        for flow in self._handlers.values():
-            outstanding += flow.outstanding
-            outstanding_us += flow.outstanding * flow.run_us
-        by_time = (self.slots * self._horizon_us[rerun] - outstanding_us) / self.handler(name).run_us
+        outstanding = self.outstanding
+        flow = self.handler(name)
+        by_time = int(GROWTH * flow.rate(now_ms) * self._horizon_ms[rerun]) - flow.outstanding
         by_slots = self.slots + max(1, self.slots // 4) - outstanding
-        return min(self._claim_max - outstanding, max(int(by_time), by_slots))
+        return min(self._claim_max - outstanding, max(by_time, by_slots))
 
     def chunk(self, name: str, work_ms: int, tasks_max: int) -> int:
         """How many tasks one Work holds: about ``work_ms`` of running."""

@@ -18,8 +18,8 @@ class CoordinatorSettings:
     """Bounds of a node's work. What is full pauses what feeds it: ready tasks pause reading."""
 
     node: str
-    horizon_ms: int = 100  # claimed ahead, where doubt costs a check
-    rerun_horizon_ms: int = 400  # claimed ahead, where doubt costs a rerun
+    horizon_ms: int = 50  # claimed ahead, where doubt costs a check (node/flow.py)
+    rerun_horizon_ms: int = 200  # claimed ahead, where doubt costs a rerun
     claim_max: int = 32_768  # tasks of one kind claimed and not ended
     work_ms: int = 20  # running time of one Work
     work_tasks_max: int = 1_024

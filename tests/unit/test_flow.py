@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dedup.ids import Ids
 from node.flow import Lane
 from node.pieces import Piece
@@ -19,23 +21,49 @@ def lane(slots: int = 4) -> Lane:
 
 def test_a_slow_handler_is_claimed_for_the_free_slots_and_a_small_prefetch_only() -> None:
     one = lane(slots=4)
-    one.handler("app.work").measured(1, 1_000_000)
-    assert one.room("app.work", rerun=False) == 5
+    one.handler("app.work").finished(1, now_ms=1_000)
+    assert one.room("app.work", rerun=False, now_ms=2_000) == 5
     one.handler("app.work").outstanding = 5
-    assert one.room("app.work", rerun=False) == 0
+    assert one.room("app.work", rerun=False, now_ms=2_000) == 0
 
 
-def test_a_quick_handler_is_claimed_for_a_span_of_time() -> None:
+def test_a_quick_handler_is_claimed_for_twice_what_was_finished_in_the_horizon() -> None:
     one = lane(slots=1)
-    one.handler("app.work").measured(1000, 1000 * 50)
-    assert one.room("app.work", rerun=False) == 100_000 // 50
-    assert one.room("app.work", rerun=True) == 400_000 // 50
+    for now_ms in range(10_000, 11_000):
+        one.handler("app.work").finished(10, now_ms)  # 10 a millisecond
+    assert one.room("app.work", rerun=False, now_ms=11_000) == pytest.approx(2 * 10 * 100, rel=0.03)
+    assert one.room("app.work", rerun=True, now_ms=11_000) == pytest.approx(2 * 10 * 400, rel=0.03)
+
+
+def test_the_claim_doubles_each_round_while_the_workers_keep_up() -> None:
+    one = Lane(1, horizon_ms=50, rerun_horizon_ms=200, claim_max=100_000)
+    claims = []
+    for turn in range(12):
+        claims.append(one.room("app.work", rerun=False, now_ms=1_000 + 3 * turn))
+        one.handler("app.work").finished(claims[-1], now_ms=1_002 + 3 * turn)
+    assert claims[0] == 2
+    assert claims[-1] > 1_000
+
+
+def test_what_holds_the_workers_back_holds_the_claims_back() -> None:
+    """Sixteen threads behind one lock: 700 tasks a second, whatever the threads' number says."""
+    one = lane(slots=16)
+    for turn in range(1_000):
+        if turn % 10 == 0:
+            one.handler("app.work").finished(7, now_ms=5_000 + turn)
+    assert one.room("app.work", rerun=False, now_ms=6_000) == pytest.approx(2 * 0.7 * 100, rel=0.15)
 
 
 def test_claims_are_bounded_however_quick_the_handler() -> None:
     one = lane(slots=16)
-    one.handler("app.work").measured(1000, 0)
-    assert one.room("app.work", rerun=True) == 10_000
+    one.handler("app.work").finished(10_000_000, now_ms=5)
+    assert one.room("app.work", rerun=True, now_ms=5) == 10_000
+
+
+def test_a_handler_that_rests_is_claimed_carefully_again() -> None:
+    one = lane(slots=2)
+    one.handler("app.work").finished(100_000, now_ms=1_000)
+    assert one.room("app.work", rerun=False, now_ms=3_000) == 3
 
 
 def test_queues_take_turns_so_that_a_deep_one_does_not_starve_another() -> None:
