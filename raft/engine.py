@@ -218,7 +218,7 @@ class Engine(Replication):
             return float("inf")
         if self.is_leader:
             return float(self._SyncObj__newAppendEntriesTime) + TICK
-        if self.observer or not self._SyncObj__connectedToAnyone():
+        if not self.votes or not self._SyncObj__connectedToAnyone():
             return float("inf")
         return self.election_deadline + TICK
 
@@ -297,7 +297,10 @@ class Engine(Replication):
             self.election_deadline = max(self.election_deadline, grace)
 
     def _stand_if_due(self) -> None:
-        if self.observer or not self._SyncObj__connectedToAnyone():
+        if not self.votes:
+            self.election_deadline = self._fresh_deadline()
+            return
+        if not self._SyncObj__connectedToAnyone():
             return
         if not self._prevoted and self.election_deadline < self.clock():
             self._ask_for_prevotes()
@@ -319,7 +322,7 @@ class Engine(Replication):
         if m.term <= self.term:
             self.send(node, Stale(self.term))
             return
-        if self.observer or self.is_leader:
+        if not self.votes or self.is_leader:
             return
         if self.leader is not None and self.clock() - self._heard < self.timings.election_ms_min / 1000:
             return
@@ -341,7 +344,7 @@ class Engine(Replication):
         if m.term < self.term:
             self.send(node, Stale(self.term))
             return
-        if self.observer:
+        if not self.votes:
             return
         self._step_down(m.term)
         self.log.sync()  # the log that this vote measures the candidate against must be the one that lasts
@@ -447,6 +450,10 @@ class Engine(Replication):
         if not self.ready and self._applied_term == self.term:
             known = self.commit_index if self.is_leader else self._SyncObj__leaderCommitIndex
             self.ready = known is not None and self.applied_index >= known
+            if self.ready and not self.observer and not self.votes:
+                # A leader that was elected without this vote holds all that was ever acknowledged with it.
+                self.log.finish_rejoining()
+                self.election_deadline = self._fresh_deadline()
 
     def _SyncObj__doApplyCommand(self, command: bytes, index: int = 0) -> object:
         # Defect 7: in the library a command that raises is applied again and again, on every node, for ever.

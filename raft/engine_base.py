@@ -76,7 +76,7 @@ class SnapshotStore(Protocol):
 class Timings:
     """Milliseconds. An election is decided by pre-vote first, so short timeouts cost no terms."""
 
-    heartbeat_ms: int = 120
+    heartbeat_ms: int = 150
     election_ms_min: int = 500
     election_ms_max: int = 900
     fallback_ms: int = 1000
@@ -177,6 +177,12 @@ class EngineBase(LibraryCore):
                 "connectionTimeout": 60.0,
             },
         )
+
+    @property
+    def votes(self) -> bool:
+        """Not an observer, and not a voter that lost its journal: that one has forgotten votes and entries which
+        others count on, so it only learns until it has caught up (Journal.rejoining)."""
+        return not self.observer and not getattr(self.log, "rejoining", False)
 
     def _SyncObj__generateRaftTimeout(self) -> float:
         # The library draws from the global random source; a simulation must be able to replay.

@@ -44,6 +44,8 @@ class Outgoing:
     checksum: int = 0
     offset: int = 0
     sent_at: float = float("-inf")
+    read_not_before: float = float("-inf")
+    reading: bool = False
 
 
 @dataclass
@@ -214,6 +216,7 @@ class Snapshots(EngineBase):
         transfer = self._outgoing.get(node)
         if transfer is None:
             transfer = self._outgoing[node] = Outgoing()
+        if transfer.snapshot is None and not transfer.reading and self.clock() >= transfer.read_not_before:
             self._read_for(node, transfer)
         if transfer.snapshot is None or not self.links.has_room(node.id):
             return
@@ -226,6 +229,8 @@ class Snapshots(EngineBase):
                 transfer.snapshot, transfer.checksum = other.snapshot, other.checksum
                 return
 
+        transfer.reading = True
+
         def read() -> tuple[StoredSnapshot, int]:
             stored = self.snapshots.load()
             if stored is None:
@@ -235,10 +240,11 @@ class Snapshots(EngineBase):
         def done(result: tuple[StoredSnapshot, int] | None, error: BaseException | None) -> None:
             if self.stopped or self._outgoing.get(node) is not transfer:
                 return
+            transfer.reading = False
             if error is not None or result is None:
-                # An unreadable snapshot must not go to others; the peer is fed by the next leader.
+                # An unreadable snapshot must not go to others. Later a newer one may stand, or another lead.
                 log.error("snapshot for %s not read: %s", node.id, error)
-                del self._outgoing[node]
+                transfer.read_not_before = self.clock() + RETRY_S
                 return
             transfer.snapshot, transfer.checksum = result
             self.host.wake()

@@ -88,6 +88,8 @@ class Replica:
             observers=config.observers,
             receiver=self,
             timings=config.links,
+            server_ssl=config.server_ssl,
+            client_ssl=config.client_ssl,
         )
         journal, snapshots = self._open_store(config)
         try:
@@ -111,6 +113,7 @@ class Replica:
             self._transport = transport
             await transport.start()
         except BaseException:
+            await transport.stop()
             journal._destroy()
             self._engine = None
             raise

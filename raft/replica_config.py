@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from ssl import SSLContext
 
 from raft.engine import Limits, Timings
 from raft.transport import OBSERVER, VOTER, Address, LinkTimings, PeerCounters
@@ -25,6 +26,8 @@ class ReplicaConfig:
     timings: Timings = field(default_factory=Timings)
     links: LinkTimings = field(default_factory=LinkTimings)
     limits: Limits = field(default_factory=Limits)
+    server_ssl: SSLContext | None = None
+    client_ssl: SSLContext | None = None
     pending_max: int = 100_000
     pending_bytes_max: int = 64 * 1024 * 1024
 

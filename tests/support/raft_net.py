@@ -35,6 +35,10 @@ class MemoryJournal:
         self.vote: str | None = None
         self.syncs = 0
         self.closed = False
+        self.rejoining = False
+
+    def finish_rejoining(self) -> None:
+        self.rejoining = False
 
     @property
     def dirty(self) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from raft.engine import Limits, MachineFailed
-from raft.wire import AppendEntries, AppendReply, Message
-from tests.support.raft_net import Net
+from raft.wire import AppendEntries, AppendReply, Message, PreVote, Vote
+from tests.support.raft_net import MemoryJournal, Net
 
 
 def test_a_proposal_from_any_replica_is_applied_on_all_and_answered_at_its_proposer():
@@ -154,7 +154,7 @@ def test_repeated_and_stale_messages_cut_nothing_that_is_committed():
                 for s, t, m in net.random.sample(history, min(2, len(history)))
                 if (s, t) == (source, target)
             ]
-            # What is forwarded counts once; its repetition is the transport's to prevent and the ledger's to ignore.
+            # What is forwarded counts once: its repetition is the transport's to prevent.
             return [message, *(m for m in again if isinstance(m, AppendEntries | AppendReply))]
 
         net.alter = noise
@@ -187,10 +187,10 @@ def test_an_observer_learns_and_proposes_but_never_votes():
             net.crash(name)
     net.run(5)
     assert net.leaders() == []  # the observer's answers are no majority
-    assert not any(type(m).__name__ in ("Vote", "PreVote") for _, m in net["o1"].sent)
+    assert not any(isinstance(m, Vote | PreVote) for _, m in net["o1"].sent)
 
 
-def test_a_follower_far_behind_is_brought_up_by_a_snapshot_in_chunks(monkeypatch: pytest.MonkeyPatch):
+def test_a_follower_far_behind_is_brought_up_by_a_snapshot_in_chunks(monkeypatch):
     monkeypatch.setattr("raft.engine_snapshot.SNAPSHOT_CHUNK_BYTES", 100)
     net = Net(limits=Limits(compact_entries=50, tail_entries=10))
     leader = net.elect()
@@ -250,6 +250,27 @@ def test_a_machine_that_raises_stops_the_replica_and_is_asked_once():
     assert net[leader].engine.applied_index == at
 
 
+def test_a_voter_that_lost_its_journal_does_not_vote_before_it_has_caught_up():
+    net = Net()
+    leader = net.elect()
+    net.propose(leader, b"kept")
+    loser = next(name for name in net.voters if name != leader)
+    net.crash(loser)
+    net[loser].journal = MemoryJournal()
+    net[loser].journal.rejoining = True
+    net.crash(leader)
+    net.restart(loser)
+    net.run(10)
+    assert net.leaders() == []  # the third alone is no majority
+    assert net[loser].engine.term == 0
+    net.restart(leader)
+    net.run(5, lambda: net[loser].machine.counts == {b"kept": 1})
+    net.settle()
+    assert not net[loser].journal.rejoining
+    net.crash(net.leaders()[0])
+    net.run(5, lambda: net.leaders())
+
+
 def test_a_full_send_window_holds_appends_back_and_loses_none():
     net = Net()
     leader = net.elect()
@@ -276,7 +297,7 @@ def test_a_process_that_was_stopped_reads_before_it_stands():
     term = net[leader].engine.term
     sleeper = next(name for name in net.voters if name != leader)
     node = net[sleeper]
-    # The others live on for 10 s while the sleeper's messages pile up; then it wakes with its deadline long past.
+    # The others live on for 10 s while the sleeper's messages pile up; then it wakes with its deadline past.
     piled: list[tuple[str, Message]] = []
 
     def pile(source: str, target: str, message: Message) -> list[Message]:
