@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from node.cli import clusters, demos, queues, suspects, tasks, watching
+from node.cli import benches, clusters, demos, queues, suspects, tasks, watching
 from node.cli.output import BAD_USAGE, DONE, FAILED, INTERRUPTED, CliError, note, print_json
 from node.cluster import ClusterError
 from node.config import ConfigError
@@ -26,6 +26,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     program.command("demo")(demos.demo)
+    program.command("bench")(benches.bench)
     program.add_typer(clusters.cluster_app, name="cluster")
     program.command("node")(clusters.node)
     program.add_typer(clusters.config_app, name="config")
