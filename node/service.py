@@ -549,7 +549,7 @@ class Service:
         if again:
             await self._with_disk(lambda log: sweeper.append_again(log, again, self.waker.wake))
         if drop:
-            await self._with_disk(lambda log: sweeper.drop_aside(log, drop))
+            await self._with_disk(lambda log: log.drop_aside(drop))
 
 
 def replica_config(config: NodeConfig, secret: bytes) -> ReplicaConfig:

@@ -2,9 +2,10 @@
 
 A dead letter that somebody revives, and a held suspect that somebody rules "not executed", are free in the
 ledger, but their place in the log was passed long ago. So they are appended again, under the same id, and only
-then dropped from the aside store. A crash between the two appends them twice, which is harmless: one claim
-wins. A crash before the first leaves them aside, and the next sweep finds them: nothing is lost whatever the
-moment. The ruling itself needs no order with this; the ledger is the only judge of what may run.
+then dropped from the aside store, as they were read: one that ran and died again in between was put aside anew,
+and stays. A crash between the two appends them twice, which is harmless: one claim wins. A crash before the
+first leaves them aside, and the next sweep finds them: nothing is lost whatever the moment. The ruling itself
+needs no order with this; the ledger is the only judge of what may run.
 
 One node sweeps at a time: the Raft leader, on every event that frees ids, and over all that lies aside when it
 became leader and once a minute.
@@ -54,15 +55,8 @@ def append_again(log: TaskLog, tasks: Sequence[Aside], on_appended: Callable[[se
             continue  # it could not be decoded when it came: reviving it cannot mend it, it stays aside
         kept.append(task)
     if batches:
-        on_appended({appended.partition for appended in log.append(batches)})
-    drop_aside(log, kept)
-
-
-def drop_aside(log: TaskLog, tasks: Sequence[Aside]) -> None:
-    for kind in ("dead", "suspect"):
-        ids = ids_of([task.id for task in tasks if task.kind == kind])
-        if len(ids):
-            log.drop_aside(kind, ids)
+        on_appended({place.partition for place in log.append(batches)})
+    log.drop_aside(kept)
 
 
 def aside_of(log: TaskLog, ids: Ids) -> list[Aside]:

@@ -370,16 +370,13 @@ class EmbeddedLog:
             rows += self._rows(f"{columns} = ? ORDER BY kind", (key,))
         return [Aside(*row) for row in rows]
 
-    def drop_aside(self, kind: str, ids: Ids) -> None:
-        if not len(ids):
+    def drop_aside(self, tasks: Sequence[Aside]) -> None:
+        if not tasks:
             return
         with self._write() as database:
             database.executemany(
-                "DELETE FROM aside WHERE kind = ? AND id BETWEEN ? AND ?",
-                [(kind, start, start + count - 1) for start, count in ids.runs],
-            )
-            database.executemany(
-                "DELETE FROM aside WHERE kind = ? AND id = ?", [(kind, key) for key in ids.keys]
+                "DELETE FROM aside WHERE id = ? AND kind = ? AND at_ms = ? AND reason = ? AND message = ?",
+                [(task.id, task.kind, task.at_ms, task.reason, task.message) for task in tasks],
             )
 
 

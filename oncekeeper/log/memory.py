@@ -116,9 +116,11 @@ class MemoryLog:
         wanted = [(task_id, kind) for task_id in ids for kind in ("dead", "suspect")]
         return [self._aside[key][1] for key in wanted if key in self._aside]
 
-    def drop_aside(self, kind: str, ids: Ids) -> None:
-        for task_id in ids:
-            self._aside.pop((task_id, kind), None)
+    def drop_aside(self, tasks: Sequence[Aside]) -> None:
+        for task in tasks:
+            standing = self._aside.get((task.id, task.kind))
+            if standing is not None and standing[1] == task:
+                del self._aside[task.id, task.kind]
 
     def retain(self, keep_ms: int, now_ms: int) -> int:
         deleted = 0

@@ -121,7 +121,9 @@ class TaskLog(Protocol):
 
     def find_aside(self, ids: Ids) -> list[Aside]: ...
 
-    def drop_aside(self, kind: str, ids: Ids) -> None: ...
+    def drop_aside(self, tasks: Sequence[Aside]) -> None:
+        """Forget these, each only as it was read: what was put aside since, under the same id, stays."""
+        ...
 
     def retain(self, keep_ms: int, now_ms: int) -> int:
         """Delete what is below the committed positions and older than keep_ms; how many tasks that were."""

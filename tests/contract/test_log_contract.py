@@ -234,7 +234,9 @@ def test_what_is_put_aside_is_paged_found_replaced_and_dropped(log: TaskLog) -> 
     log.put_aside([Aside("dead", 3, b"new", "again", 7)])
     assert [a.reason for a in log.find_aside(Ids(((3, 1),))) if a.kind == "dead"] == ["again"]
     assert [task.id for _, task in log.aside("dead", 0, 10)] == [1, 2, 3, 4, 5, b"k" * 16]
-    log.drop_aside("dead", Ids(((1, 3),), (b"k" * 16,)))
+    log.drop_aside([*dead[:3], Aside("dead", b"k" * 16, b"k", "why", 0)])
+    assert [task.id for _, task in log.aside("dead", 0, 10)] == [3, 4, 5], "3 was put aside anew meanwhile"
+    log.drop_aside(log.find_aside(Ids(((3, 1),)))[:1])
     assert [task.id for _, task in log.aside("dead", 0, 10)] == [4, 5]
     assert [task.id for _, task in log.aside("suspect", 0, 10)] == [3]
 

@@ -25,7 +25,7 @@ from node.facade import (
 )
 from node.http.server import HttpServer
 from node.records import Records, recorded
-from node.sweeper import Verdicts, append_again, drop_aside
+from node.sweeper import Verdicts, append_again
 from node.workers.port import HandlerInfo
 from oncekeeper.envelope import TaskBatch
 from oncekeeper.log.memory import MemoryLog
@@ -160,7 +160,7 @@ class FakeNode:
             page = [task for _, task in self.log.aside(kind, 0, 100)]
             again, drop = Verdicts(self.ledger).split(page)
             append_again(self.log, again, lambda partitions: None)
-            drop_aside(self.log, drop)
+            self.log.drop_aside(drop)
 
 
 def settled(partition: int, end: int, **counts: int) -> PartitionStatus:
