@@ -39,6 +39,7 @@ from raft.engine_base import (
     Links,
     Machine,
     MachineFailed,
+    Peer,
     SnapshotStore,
     Timings,
 )
@@ -137,7 +138,7 @@ class Engine(Replication):
         """A link to an authenticated peer stands. What was sent on an earlier one may be lost."""
         node = self._nodes.get(peer)
         if node is None:
-            node = self._nodes[peer] = Node(peer)
+            node = self._nodes[peer] = Peer(peer)
         voter = node in self._SyncObj__otherNodes
         if voter:
             SyncObj._SyncObj__onNodeConnected(self, node)

@@ -7,6 +7,7 @@ one, snapshots (engine_snapshot.py), replication (engine_append.py), and on top 
 from __future__ import annotations
 
 import random as random_module
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -121,6 +122,19 @@ class Limits:
     """Applying pauses after this long, so that a long catch-up does not silence the replica."""
 
 
+class Peer(Node):  # type: ignore[misc]  # the library has no types
+    """A node of the library whose hash is the same in every process.
+
+    The library walks sets of nodes; with Python's salted string hashes a simulation could not be replayed."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._hash = zlib.crc32(name.encode())
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
 class EngineBase(LibraryCore):
     """Fields and the rules of following."""
 
@@ -160,10 +174,10 @@ class EngineBase(LibraryCore):
         self._prevoted = False
         self._beat_due = False
         self._forward_hold = False
-        others = {name: Node(name) for name in sorted(voters) if name != node_id}
+        others = {name: Peer(name) for name in sorted(voters) if name != node_id}
         self._nodes: dict[str, Node] = dict(others)
         super().__init__(
-            None if observer else Node(node_id),
+            None if observer else Peer(node_id),
             list(others.values()),
             journal,
             links.send,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raft.engine import Limits, MachineFailed
-from raft.wire import AppendEntries, AppendReply, Message, PreVote, Vote
+from raft.wire import AppendEntries, AppendReply, Message, PreVote, Vote, VoteRequest
 from tests.support.raft_net import MemoryJournal, Net
 
 
@@ -248,6 +248,22 @@ def test_a_machine_that_raises_stops_the_replica_and_is_asked_once():
     at = net[leader].engine.applied_index
     net[leader].engine.step()
     assert net[leader].engine.applied_index == at
+
+
+def test_a_vote_is_remembered_over_a_power_cut():
+    net = Net()
+    node = net["n1"]
+    for other in ("n2", "n3"):
+        net.connect("n1", other)
+    node.engine.receive("n2", VoteRequest(5, 1, 0))
+    assert node.sent == [("n2", Vote(5))]
+    net.crash("n1")
+    net.restart("n1")
+    node.engine.receive("n3", VoteRequest(5, 1, 0))
+    node.step()
+    assert node.sent == []
+    node.engine.receive("n3", VoteRequest(6, 1, 0))
+    assert node.sent == [("n3", Vote(6))]
 
 
 def test_a_voter_that_lost_its_journal_does_not_vote_before_it_has_caught_up():
