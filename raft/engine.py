@@ -84,6 +84,8 @@ FROM_OBSERVERS: Final = (AppendReply, SnapshotReply, Propose)
 TICK: Final = 1e-6
 """The library compares times with < and >; a step at a deadline itself would find nothing due."""
 APPLY_BATCH: Final = 256
+HURRIES: Final = 3
+HURRY_STEP_S: Final = 0.05
 
 
 class MembershipFixed(Exception):
@@ -171,6 +173,7 @@ class Engine(Replication):
             table.pop(node, None)
         if node == self.leader:
             self._heard = float("-inf")
+            self._hurries = HURRIES
             self.election_deadline = min(self.election_deadline, self._hurried_deadline())
         self.host.wake()
 
@@ -312,6 +315,11 @@ class Engine(Replication):
 
     def _ask_for_prevotes(self) -> None:
         self.election_deadline = self._fresh_deadline()
+        if self._hurries:
+            # The leader's link broke, but the other may not have noticed its own yet, or holds more of the log
+            # and must stand itself: ask again soon. Asking costs no term.
+            self._hurries -= 1
+            self.election_deadline = min(self.election_deadline, self._hurried_deadline() + HURRY_STEP_S)
         self.leader = None
         self._prevotes = set()
         self._prevote_term = self.term + 1

@@ -172,6 +172,8 @@ class EngineBase(LibraryCore):
         self._applied_term = 0
         self._prevote_term = 0
         self._prevoted = False
+        self._hurries = 0
+        """Pre-votes yet to be asked for in quick succession, since the link to the leader broke."""
         self._beat_due = False
         self._forward_hold = False
         others = {name: Peer(name) for name in sorted(voters) if name != node_id}
@@ -232,6 +234,7 @@ class EngineBase(LibraryCore):
         self.leader = node
         self._SyncObj__setState(FOLLOWER)
         self._give_up_standing()
+        self._hurries = 0
         self._heard = self.clock()
         self.election_deadline = self._fresh_deadline()
 
