@@ -51,7 +51,7 @@ def run(path: Path, pairs: list[str]) -> int:
 
 
 def _run_loop(config: NodeConfig) -> int:
-    from node.service import run_node
+    from node.assembly import run_node
 
     try:
         import uvloop

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import secrets
 from typing import assert_never
 
 from node.facade import OutcomeUnknown, Unavailable
+from node.parts import ReplicaPart
 from raft.codec import encode_proposal
 from raft.commands import Command, Effects, Proposal
-from raft.replica import Applied, Refused, Replica, Unknown
+from raft.proposals import Applied, Refused, Unknown
 
 ASK_MS = 1_000  # how long one asking waits for its answer
 PAUSE_MS = 30  # before asking again: about the time in which a follower hears of a new leader
 
 
 class Proposer:
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: ReplicaPart, name: int) -> None:
+        """``name``: 64 random bits, new at each start: the ledger takes an old name's sequences for repeats."""
         self._replica = replica
-        # A new name at each start: the ledger would take the old name's sequences for repeats.
-        self._name = secrets.randbits(64)
+        self._name = name
         self._sequences = itertools.count(1)
 
     async def propose(self, commands: tuple[Command, ...], timeout_ms: int | None = None) -> Effects:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dedup.ids import TaskId
 from node.facade import LocalStatus, NodeIdentity, PartitionStatus, PeerAnswer
-from node.http.peers import PeerClient
 from node.records import Records
-from node.session import boottime_ms
 from node.workers.port import HandlerInfo
 from oncekeeper.envelope import TaskBatch
 from oncekeeper.log.port import Appended, TaskLog
@@ -31,7 +29,6 @@ class RunningNode:
         self._peer_addresses = {
             name: str(peer.http) for name, peer in config.peers.items() if name != config.node_id
         }
-        self._peers = PeerClient(self._peer_addresses, service.http_token)
 
     @property
     def identity(self) -> NodeIdentity:
@@ -60,7 +57,7 @@ class RunningNode:
 
     @property
     def records(self) -> Records:
-        return self._service.records
+        return cast(Records, self._service.records)  # HTTP is served on real parts only
 
     @property
     def handlers(self) -> Mapping[str, HandlerInfo]:
@@ -83,7 +80,7 @@ class RunningNode:
             leader=replica.leader,
             term=replica.term,
             applied_index=replica.applied_index,
-            lease_left_ms=keeper.lease.left_ms(boottime_ms()),
+            lease_left_ms=keeper.lease.left_ms(self._service.clock.lease_ms()),
             takes_work=service.takes_work,
             pid=os.getpid(),
             partitions=tuple(
@@ -115,7 +112,7 @@ class RunningNode:
 
     async def append(self, batches: Sequence[TaskBatch]) -> list[Appended]:
         appended = await self._service.log.run(lambda log: log.append(batches))
-        self._service.waker.wake({place.partition for place in appended})
+        self._service.parts.wake.wake({place.partition for place in appended})
         return appended
 
     async def with_log(self, work: Callable[[TaskLog], T]) -> T:
@@ -124,10 +121,8 @@ class RunningNode:
     async def ask_peer(
         self, node: str, method: str, path: str, body: Any = None, *, timeout_ms: int = 1500
     ) -> PeerAnswer:
-        return await self._peers.ask(node, method, path, body, timeout_ms=timeout_ms)
+        answer: PeerAnswer = await self._service.parts.ask_peer(node, method, path, body, timeout_ms=timeout_ms)
+        return answer
 
     async def wait_settled(self, task_id: TaskId, timeout_ms: int) -> bool:
         return await self._service.wait_settled(task_id, timeout_ms)
-
-    async def close(self) -> None:
-        await self._peers.close()

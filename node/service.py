@@ -13,9 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
-import time
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any, assert_never
@@ -23,36 +20,27 @@ from typing import Any, assert_never
 from dedup.ids import TaskId, ids_of
 from node import messages as m
 from node import sweeper
-from node.cluster import http_token, read_secret
-from node.config import NodeConfig
 from node.coordinator import Coordinator
 from node.crashpoint import CrashPoint
 from node.facade import OutcomeUnknown, Unavailable
-from node.http.server import HttpServer
-from node.logging import set_up_logging
-from node.logthread import LogThread
 from node.ownership import owned_by
+from node.parts import Parts
 from node.proposer import Proposer
-from node.records import Records, RecordsLimits, recorded
+from node.records import recorded
 from node.running import RunningNode
-from node.session import SessionKeeper, boottime_ms, next_incarnation
+from node.session import SessionKeeper
 from node.testify import lives, testimonies
 from node.views import CoordinatorSettings
-from node.wake import Waker, listen
 from node.workers.events import (
     GuardRestarted,
     PoolEvent,
-    PoolSettings,
     Printed,
     WorkerEnded,
     WorkerFailed,
     WorkerStarted,
 )
-from node.workers.pools import WorkerPools
 from node.workers.port import Report
-from node.workers.testimony import forget, incarnations, read_testimony
 from oncekeeper.errors import LogUnusable
-from oncekeeper.log.embedded import open_log
 from oncekeeper.log.port import Aside, Undecodable, UnknownAppend, Unsent
 from raft.commands import (
     Advance,
@@ -70,7 +58,7 @@ from raft.commands import (
     Testify,
 )
 from raft.ledger import Ledger
-from raft.replica import Replica, ReplicaConfig, ReplicaStatus
+from raft.replica import ReplicaStatus
 
 _log = logging.getLogger("oncekeeper.node")
 
@@ -86,61 +74,38 @@ SETTLE_S_MAX = 5.0
 READ_BYTES_MAX = 8 << 20
 
 
-def wall_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Service:
-    def __init__(self, config: NodeConfig, secret: bytes) -> None:
+    def __init__(self, parts: Parts) -> None:
+        config = parts.config
         self.config = config
-        self.started_ms = wall_ms()
+        self.parts = parts
+        self.clock = parts.clock
+        self.log = parts.log
+        self.records = parts.records
+        self.started_ms = self.clock.wall_ms()
         self.ledger = Ledger(config.bloom_seed)
-        self.replica = Replica(
-            replica_config(config, secret),
-            self.ledger,
-            on_applied=self._applied,
-            on_status=self._replica_status,
-            on_fatal=self._fatal,
-        )
-        self.proposer = Proposer(self.replica)
-        self.records = Records.open(
-            config.data_dir / "history.db",
-            RecordsLimits(keep_ms=config.history_keep_ms, rows_max=config.history_queue_max),
-        )
-        self.log = LogThread(
-            lambda: open_log(
-                config.cluster_dir, create=True, partitions=config.partitions, cluster_id=config.cluster_id
-            )
-        )
+        self.replica = parts.make_replica(self.ledger, self._applied, self._replica_status, self._fatal)
+        self.proposer = Proposer(self.replica, parts.proposer_name)
         self.coordinator = Coordinator(
             self.ledger,
             CoordinatorSettings(node=config.node_id, testimony_wait_ms=config.testimony_wait_ms),
         )
-        self.incarnation = next_incarnation(config.data_dir)
-        self.pool_settings = pool_settings(config)
-        self.pools = WorkerPools(
-            config.app,
-            str(config.app_dir),
-            self.pool_settings,
-            config.data_dir / "work",
-            self.incarnation,
-            on_reports=self._reports,
-            on_event=self._pool_event,
-        )
-        self._pools_incarnation = self.incarnation
+        self.incarnation = parts.next_incarnation(0)
+        self._process_life = self.incarnation
+        self.pools = parts.make_pools(self.incarnation, self._reports, self._pool_event)
         self.session = SessionKeeper(
             config,
             self.proposer,
+            self.clock,
+            parts.next_incarnation,
             on_joined=self._joined,
             on_lease=lambda deadline_ms: self.pools.set_lease(deadline_ms * 1_000_000),
             on_fenced=self._fenced,
         )
-        self.waker = Waker(config.wake_ports)
         self.notes: dict[str, str] = {}
         self.crash = CrashPoint(config.crash_at)
-        self.http_token = http_token(secret)
         self.face = RunningNode(self)
-        self.http = HttpServer(self.face, config.http, self.http_token)
+        self.http = parts.make_http(self.face)
         self._events: deque[m.Event] = deque()
         self._feeding = False
         self._tick_timer: asyncio.TimerHandle | None = None
@@ -154,18 +119,19 @@ class Service:
 
     # --- starting and stopping ------------------------------------------------------------------------------
 
+    def stop(self) -> None:
+        """Finish what runs, settle, and end ``run``."""
+        self._stop.set()
+
     async def run(self) -> int:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
-        wake = await listen(self.config.wake, self._woken)
+        """Until ``stop``, or until a part can no longer be trusted; the process's exit code."""
+        await self.parts.wake.listen(self._woken)
         await self.http.start()
         await self.replica.start()
         self._spawn(self._take_part())
         await self._stop.wait()
         _log.info("stopping")
         await self._wind_down()
-        wake.close()
         return self._exit_code
 
     async def _take_part(self) -> None:
@@ -186,9 +152,7 @@ class Service:
         if not self.config.app:
             return
         await self.pools.start()
-        settings = self.pool_settings
-        slots = {"cpu": settings.cpu_workers, "io": settings.io_workers * settings.io_threads}
-        self._feed(m.HandlersKnown(dict(self.pools.handlers), slots))
+        self._feed(m.HandlersKnown(dict(self.pools.handlers), self.parts.slots))
 
     async def _wind_down(self) -> None:
         self._feed(m.Drain())
@@ -207,11 +171,11 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.http.stop()
-        await self.face.close()
+        await self.parts.close_peers()
         await self.replica.stop()
         self.records.close()
         self.log.close()
-        self.waker.close()
+        self.parts.wake.close()
 
     def _fatal(self, error: BaseException) -> None:
         """A part can no longer be trusted. Work stops at once; the supervisor starts the node anew."""
@@ -253,17 +217,17 @@ class Service:
             for run in self.ledger.suspects_of(self.config.node_id)
             if run.suspect.incarnation < incarnation
         ]
-        work_dir = self.config.data_dir / "work"
-        kept = [life for life in incarnations(work_dir) if life != self._pools_incarnation]
+        evidence = self.parts.evidence
+        kept = [life for life in evidence.lives() if life != self._process_life]
         read = {}
         for claimed, life in lives(suspects, kept).items():
-            read[claimed] = await asyncio.to_thread(read_testimony, work_dir, life)
+            read[claimed] = await evidence.read(life)
             if read[claimed].why:
                 _log.warning("the work journals of incarnation %d: %s", life, read[claimed].why)
         for batch in testimonies(suspects, read):
             await self.proposer.propose((Testify(self.config.node_id, incarnation, batch),))
         for life in kept:
-            forget(work_dir, life)
+            evidence.forget(life)
 
     def _assign(self) -> None:
         """Compute which partitions are ours, and take them over from their committed positions."""
@@ -282,9 +246,9 @@ class Service:
             if not self.replica.is_leader:
                 last = None
                 continue
-            now = time.monotonic()
+            now = self.clock.monotonic_ms()
             if last is not None:
-                advance = Advance(self.config.node_id, int((now - last) * 1000))
+                advance = Advance(self.config.node_id, int(now - last))
                 with contextlib.suppress(Unavailable, OutcomeUnknown):
                     await self.proposer.propose((advance,), timeout_ms=ADVANCE_MS)
             last = now
@@ -299,7 +263,9 @@ class Service:
         self._feeding = True
         try:
             while self._events:
-                effects = self.coordinator.on(self._events.popleft(), boottime_ms(), wall_ms())
+                effects = self.coordinator.on(
+                    self._events.popleft(), self.clock.lease_ms(), self.clock.wall_ms()
+                )
                 for effect in effects:
                     self._perform(effect)
         finally:
@@ -401,7 +367,7 @@ class Service:
         if self._tick_timer is not None:
             self._tick_timer.cancel()
         self._tick_at_ms = at_ms
-        delay_s = max(0, at_ms - boottime_ms()) / 1000
+        delay_s = max(0, at_ms - self.clock.lease_ms()) / 1000
         self._tick_timer = asyncio.get_running_loop().call_later(delay_s, self._timer_fired)
 
     def _timer_fired(self) -> None:
@@ -415,7 +381,7 @@ class Service:
         if result.repeated:
             return
         if result.events:
-            events = recorded(result, wall_ms())
+            events = recorded(result, self.clock.wall_ms())
             if events:
                 self.records.add_events(events)
             for event in result.events:
@@ -480,13 +446,13 @@ class Service:
         self._feed(m.MoreToRead(frozenset(range(self.log.reader.partitions))))
 
     async def _look_around(self) -> None:
-        retained_ms = wall_ms()
+        retained_ms = self.clock.wall_ms()
         while True:
             await asyncio.sleep(LOOK_MS / 1000)
             self._look_at_ends()
             self._assign()  # sessions that a snapshot brought came without events
-            if self.replica.is_leader and wall_ms() - retained_ms > RETAIN_MS:
-                retained_ms = wall_ms()
+            if self.replica.is_leader and self.clock.wall_ms() - retained_ms > RETAIN_MS:
+                retained_ms = self.clock.wall_ms()
                 keep_ms = self.config.log_keep_ms
                 await self._with_disk(lambda log: log.retain(keep_ms, retained_ms))  # noqa: B023
 
@@ -547,44 +513,6 @@ class Service:
     async def _sweep_tasks(self, tasks: list[Aside]) -> None:
         again, drop = sweeper.Verdicts(self.ledger).split(tasks)
         if again:
-            await self._with_disk(lambda log: sweeper.append_again(log, again, self.waker.wake))
+            await self._with_disk(lambda log: sweeper.append_again(log, again, self.parts.wake.wake))
         if drop:
             await self._with_disk(lambda log: log.drop_aside(drop))
-
-
-def replica_config(config: NodeConfig, secret: bytes) -> ReplicaConfig:
-    return ReplicaConfig(
-        node_id=config.node_id,
-        cluster_id=config.cluster_id,
-        secret=secret,
-        listen=(config.raft.host, config.raft.port),
-        peers={
-            name: (address.host, address.port)
-            for name, address in config.raft_peers.items()
-            if name != config.node_id
-        },
-        data_dir=config.data_dir / "raft",
-    )
-
-
-def pool_settings(config: NodeConfig) -> PoolSettings:
-    cpu_workers = config.cpu_workers
-    if cpu_workers < 0:
-        # The nodes of one machine share its cores.
-        here = sum(peer.raft.host == config.raft.host for peer in config.peers.values())
-        cpu_workers = max(1, (os.cpu_count() or 1) // max(1, here))
-    return PoolSettings(
-        cpu_workers=cpu_workers,
-        io_workers=max(1, config.io_workers),
-        io_threads=config.io_threads,
-        memory_bytes_max=config.memory_bytes_max,
-    )
-
-
-async def run_node(config: NodeConfig) -> int:
-    """Run one node until it is told to stop; its exit code."""
-    set_up_logging(config.node_id)
-    os.environ["ONCEKEEPER_CLUSTER"] = str(config.cluster_dir)  # for handlers that submit
-    _log.info("node %s, pid %d, of cluster %s", config.node_id, os.getpid(), config.cluster_id)
-    service = Service(config, read_secret(config.cluster_dir))
-    return await service.run()

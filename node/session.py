@@ -18,15 +18,11 @@ from pathlib import Path
 from node.config import NodeConfig
 from node.facade import OutcomeUnknown, Unavailable
 from node.lease import Lease
+from node.parts import Clock
 from node.proposer import Proposer
 from raft.commands import Gone, Heartbeat, Join, Joined, Leave, Rejected, Renewed
 
 _log = logging.getLogger("oncekeeper.session")
-
-
-def boottime_ms() -> int:
-    """The lease clock: monotonic, the same in all processes of the machine, and it counts time spent suspended."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 def next_incarnation(directory: Path, at_least: int = 0) -> int:
@@ -56,6 +52,8 @@ class SessionKeeper:
         self,
         config: NodeConfig,
         proposer: Proposer,
+        clock: Clock,
+        next_incarnation: Callable[[int], int],
         *,
         on_joined: Callable[[int, int], None],
         on_lease: Callable[[int], None],
@@ -64,6 +62,8 @@ class SessionKeeper:
         """``on_joined(session, incarnation)``; ``on_lease(deadline_ms)`` whenever it moved on; ``on_fenced()``."""
         self._config = config
         self._proposer = proposer
+        self._clock = clock
+        self._next_incarnation = next_incarnation
         self._on_joined = on_joined
         self._on_lease = on_lease
         self._on_fenced = on_fenced
@@ -97,7 +97,7 @@ class SessionKeeper:
 
     async def _join(self) -> None:
         config = self._config
-        sent_ms = boottime_ms()
+        sent_ms = self._clock.lease_ms()
         join = Join(
             config.node_id, self.incarnation, config.session_timeout_ms, config.consumes, str(config.http)
         )
@@ -109,12 +109,12 @@ class SessionKeeper:
                 self._confirmed(sent_ms)
             case Rejected(reason):
                 _log.warning("the ledger refused incarnation %d: %s", self.incarnation, reason)
-                self.incarnation = next_incarnation(config.data_dir, self.incarnation + 1)
+                self.incarnation = self._next_incarnation(self.incarnation + 1)
             case other:
                 raise TypeError(f"a Join was answered by {other!r}")
 
     async def _beat(self) -> None:
-        sent_ms = boottime_ms()
+        sent_ms = self._clock.lease_ms()
         try:
             effects = await self._proposer.propose(
                 (Heartbeat(self.session),), timeout_ms=self._config.session_timeout_ms
@@ -130,13 +130,13 @@ class SessionKeeper:
                 self.session = 0
                 self.lease.lost()
                 self._fence()
-                self.incarnation = next_incarnation(self._config.data_dir, self.incarnation + 1)
+                self.incarnation = self._next_incarnation(self.incarnation + 1)
             case other:
                 raise TypeError(f"a Heartbeat was answered by {other!r}")
 
     def _confirmed(self, sent_ms: int) -> None:
         self.lease.confirmed(sent_ms)
-        left_ms = self.lease.left_ms(boottime_ms())
+        left_ms = self.lease.left_ms(self._clock.lease_ms())
         if left_ms <= 0:
             return  # confirmed too late: it holds no work any more
         self._on_lease(self.lease.deadline_ms)
@@ -150,7 +150,7 @@ class SessionKeeper:
             self._on_joined(self.session, self.incarnation)
 
     def _lease_ended(self) -> None:
-        left_ms = self.lease.left_ms(boottime_ms())
+        left_ms = self.lease.left_ms(self._clock.lease_ms())
         if left_ms > 0:
             self._fence_timer = asyncio.get_running_loop().call_later(left_ms / 1000, self._lease_ended)
             return

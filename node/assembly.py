@@ -1,0 +1,182 @@
+"""A node of real parts: real clocks, disks, sockets and processes (node/parts.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from node.cluster import http_token, read_secret
+from node.config import NodeConfig
+from node.facade import NodeFacade
+from node.http.peers import PeerClient
+from node.http.server import HttpServer
+from node.logging import set_up_logging
+from node.logthread import LogThread
+from node.parts import Parts
+from node.records import Records, RecordsLimits
+from node.service import Service
+from node.session import next_incarnation
+from node.wake import Waker, listen
+from node.workers.events import PoolEvent, PoolSettings
+from node.workers.pools import WorkerPools
+from node.workers.port import Report
+from node.workers.testimony import Evidence, forget, incarnations, read_testimony
+from oncekeeper.log.embedded import open_log
+from raft.ledger import Ledger
+from raft.replica import Replica, ReplicaConfig, ReplicaStatus
+
+_log = logging.getLogger("oncekeeper.node")
+
+
+class SystemClock:
+    def lease_ms(self) -> int:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+    def monotonic_ms(self) -> float:
+        return time.monotonic() * 1000
+
+    def wall_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+
+class LoopbackWake:
+    """node/wake.py, as one part."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._port = config.wake
+        self._waker = Waker(config.wake_ports)
+        self._transport: asyncio.DatagramTransport | None = None
+
+    async def listen(self, on_wake: Callable[[frozenset[int] | None], None]) -> None:
+        self._transport = await listen(self._port, on_wake)
+
+    def wake(self, partitions: Iterable[int]) -> None:
+        self._waker.wake(partitions)
+
+    def close(self) -> None:
+        self._waker.close()
+        if self._transport is not None:
+            self._transport.close()
+
+
+class WorkJournals:
+    """The directories of this node's former lives."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._directory = config.data_dir / "work"
+
+    def lives(self) -> tuple[int, ...]:
+        return incarnations(self._directory)
+
+    async def read(self, life: int) -> Evidence:
+        # In a thread: it waits for that life's workers to be gone.
+        return await asyncio.to_thread(read_testimony, self._directory, life)
+
+    def forget(self, life: int) -> None:
+        forget(self._directory, life)
+
+
+def replica_config(config: NodeConfig, secret: bytes) -> ReplicaConfig:
+    return ReplicaConfig(
+        node_id=config.node_id,
+        cluster_id=config.cluster_id,
+        secret=secret,
+        listen=(config.raft.host, config.raft.port),
+        peers={
+            name: (address.host, address.port)
+            for name, address in config.raft_peers.items()
+            if name != config.node_id
+        },
+        data_dir=config.data_dir / "raft",
+    )
+
+
+def pool_settings(config: NodeConfig) -> PoolSettings:
+    return PoolSettings(
+        cpu_workers=max(0, config.cpu_workers),
+        io_workers=max(1, config.io_workers),
+        io_threads=config.io_threads,
+        memory_bytes_max=config.memory_bytes_max,
+    )
+
+
+def real_parts(config: NodeConfig, secret: bytes) -> Parts:
+    settings = pool_settings(config)
+    token = http_token(secret)
+    peers = PeerClient(
+        {name: str(peer.http) for name, peer in config.peers.items() if name != config.node_id}, token
+    )
+
+    def make_replica(
+        ledger: Ledger,
+        on_applied: Callable[[int, bytes, Any], None],
+        on_status: Callable[[ReplicaStatus], None],
+        on_fatal: Callable[[BaseException], None],
+    ) -> Replica:
+        return Replica(
+            replica_config(config, secret),
+            ledger,
+            on_applied=on_applied,
+            on_status=on_status,
+            on_fatal=on_fatal,
+        )
+
+    def make_pools(
+        incarnation: int,
+        on_reports: Callable[[list[Report]], None],
+        on_event: Callable[[PoolEvent], None],
+    ) -> WorkerPools:
+        work_dir = config.data_dir / "work"
+        app_dir = str(config.app_dir)
+        return WorkerPools(config.app, app_dir, settings, work_dir, incarnation, on_reports, on_event)
+
+    def make_http(face: NodeFacade) -> HttpServer:
+        return HttpServer(face, config.http, token)
+
+    return Parts(
+        config=config,
+        clock=SystemClock(),
+        log=LogThread(
+            lambda: open_log(
+                config.cluster_dir, create=True, partitions=config.partitions, cluster_id=config.cluster_id
+            )
+        ),
+        records=Records.open(
+            config.data_dir / "history.db",
+            RecordsLimits(keep_ms=config.history_keep_ms, rows_max=config.history_queue_max),
+        ),
+        wake=LoopbackWake(config),
+        evidence=WorkJournals(config),
+        slots={
+            "cpu": settings.cpu_workers or settings.io_workers * settings.io_threads,
+            "io": settings.io_workers * settings.io_threads,
+        },
+        proposer_name=secrets.randbits(64),
+        next_incarnation=lambda at_least: next_incarnation(config.data_dir, at_least),
+        make_replica=make_replica,
+        make_pools=make_pools,
+        make_http=make_http,
+        ask_peer=peers.ask,
+        close_peers=peers.close,
+    )
+
+
+async def run_node(config: NodeConfig) -> int:
+    """Run one node until it is told to stop; its exit code."""
+    set_up_logging(config.node_id)
+    os.environ["ONCEKEEPER_CLUSTER"] = str(config.cluster_dir)  # for handlers that submit
+    _log.info("node %s, pid %d, of cluster %s", config.node_id, os.getpid(), config.cluster_id)
+    service = Service(real_parts(config, read_secret(config.cluster_dir)))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.stop)
+    with contextlib.suppress(asyncio.CancelledError):
+        return await service.run()
+    return 1
