@@ -1,13 +1,17 @@
-"""One node: ``python -m node --config FILE``. Ends with 0 after a graceful stop, 2 on a bad configuration."""
+"""One node: ``python -m node --config FILE``. Ends with 0 after a graceful stop, 2 on what trying
+again would not mend: a bad configuration, or data that is damaged, foreign or of a newer format.
+"""
 
 from __future__ import annotations
 
 import argparse
 import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
-from node.cluster import Locked, hold_lock, read_secret
+from node.cluster import ClusterError, Locked, hold_lock, read_secret
 from node.config import ConfigError, NodeConfig, load_config
 from node.supervisor import EXIT_BAD_CONFIG, EXIT_LOCKED, die_with
 
@@ -38,10 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     except Locked as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_LOCKED
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_CONFIG if isinstance(error, Unfit) else 1
 
 
 def run(path: Path, pairs: list[str]) -> int:
-    """Raises ConfigError, or Locked when the node is running already."""
+    """Raises ConfigError, Locked (the node is running already), or ClusterError (its data cannot be used)."""
     config = load_config(path, parse_flags(pairs))
     read_secret(config.cluster_dir)
     config.data_dir.mkdir(parents=True, exist_ok=True)
@@ -50,16 +57,34 @@ def run(path: Path, pairs: list[str]) -> int:
         return _run_loop(config)
 
 
+class Unfit(ClusterError):
+    """Data that is damaged, of another cluster or of a newer format: trying again would not mend it."""
+
+
 def _run_loop(config: NodeConfig) -> int:
     from node.assembly import run_node
+    from node.records_file import HistoryUnusable
+    from oncekeeper.errors import LogUnusable
+    from raft.journal_recovery import JournalDamaged, JournalRefused
+    from raft.snapshots import SnapshotDamaged, SnapshotGap, SnapshotRefused
 
+    try:
+        return _run_on_best_loop(run_node(config))
+    except (LogUnusable, HistoryUnusable) as error:
+        # A full disk is one of its reasons, so the supervisor tries again.
+        raise ClusterError(str(error)) from error
+    except (JournalDamaged, JournalRefused, SnapshotDamaged, SnapshotGap, SnapshotRefused) as error:
+        raise Unfit(str(error)) from error
+
+
+def _run_on_best_loop(work: Coroutine[Any, Any, int]) -> int:
     try:
         import uvloop
     except ImportError:
         import asyncio
 
-        return asyncio.run(run_node(config))
-    return uvloop.run(run_node(config))
+        return asyncio.run(work)
+    return uvloop.run(work)
 
 
 if __name__ == "__main__":

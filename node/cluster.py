@@ -25,7 +25,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.config import FORMAT, ConfigError, Peer, check_app, check_log, parse_config, read_shared
+from node.config import (
+    FORMAT,
+    ConfigError,
+    Peer,
+    check_app,
+    check_environment,
+    check_log,
+    parse_config,
+    read_shared,
+)
 
 NODES_MAX = 9
 SECRET_BYTES = 32
@@ -119,6 +128,7 @@ def create(
         "data_dir": directory,
     }
     parse_config(values | dict(settings or {}), base=directory)
+    check_environment(shared, values | dict(settings or {}))
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
     write_atomically(directory / "secret", secrets.token_hex(SECRET_BYTES) + "\n", mode=0o600)
@@ -317,7 +327,7 @@ def hold_lock(path: Path, what: str) -> Iterator[None]:
 def is_held(path: Path) -> bool:
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         # Shared, so that two who ask at the same time do not take each other for the holder.

@@ -186,6 +186,13 @@ def load_with_origins(
     return Loaded(config, origins)
 
 
+def check_environment(shared: Mapping[str, object], values: Mapping[str, object]) -> None:
+    """Refuse what the environment would make of a cluster that is about to be made of ``shared`` and ``values``."""
+    from_env = _read_env(os.environ)
+    _refuse_contradiction(shared, {"environment": from_env})
+    parse_config({**shared, **values, **from_env}, base=Path.cwd())
+
+
 def _lay(
     values: dict[str, object], origins: dict[str, str], layers: Mapping[str, Mapping[str, object]]
 ) -> None:

@@ -15,17 +15,26 @@ import msgspec
 from node.cli.connection import Api
 from node.cli.output import BAD_USAGE, CliError
 from node.cluster import Cluster, create, exists, is_held, open_cluster, set_app, signal_holder
-from node.config import check_app
+from node.config import check_app, load_config
 from node.supervisor import child_environment
 
 POLL_S = 0.05
 OUTPUT_LINES = 12
 
+# What is wrong in one line, and where in the user's own files: what lies between is ours and the interpreter's.
 CHECK_APP = """
-import sys
+import sys, traceback
 from pathlib import Path
-from oncekeeper import load_app
-load_app(sys.argv[1], Path(sys.argv[2]))
+from oncekeeper import ApplicationError, load_app
+try:
+    load_app(sys.argv[1], Path(sys.argv[2]))
+except ApplicationError as error:
+    print(error, file=sys.stderr)
+    ours = str(Path(sys.modules["oncekeeper"].__file__).parent)
+    trace = traceback.extract_tb(error.__cause__.__traceback__) if error.__cause__ else []
+    theirs = [each for each in trace if not each.filename.startswith(("<", ours))]
+    print("".join(traceback.format_list(theirs)).rstrip(), file=sys.stderr)
+    sys.exit(1)
 """
 
 
@@ -37,8 +46,7 @@ def check_application(app: str, app_dir: Path) -> None:
     if tried.returncode:
         lines = tried.stderr.strip().splitlines()[-OUTPUT_LINES:]
         raise CliError(
-            f"app={app} cannot be loaded from {app_dir}; nothing was started. It said:\n  "
-            + "\n  ".join(lines)
+            f"app={app} cannot be loaded from {app_dir}; nothing was started:\n  " + "\n  ".join(lines)
         )
 
 
@@ -49,7 +57,7 @@ def prepare(
     if not exists(directory):
         if not app:
             raise CliError(f"app is missing: {directory} is new, so say --app MODULE:APP", BAD_USAGE)
-        from_dir = (app_dir or Path.cwd()).absolute()
+        from_dir = (app_dir or Path.cwd()).resolve()
         check_application(app, from_dir)
         return create(directory, nodes=nodes or 3, app=app, app_dir=from_dir, log=log or "embedded")
     cluster = open_cluster(directory)
@@ -60,7 +68,9 @@ def prepare(
             BAD_USAGE,
         )
     wanted = app or cluster.app
-    from_dir = (app_dir or (Path.cwd() if app else cluster.app_dir)).absolute()
+    from_dir = (app_dir or (Path.cwd() if app else cluster.app_dir)).resolve()
+    for node in cluster.peers:
+        load_config(cluster.config_path(node))  # what a node would refuse is refused before any is started
     check_application(wanted, from_dir)
     if (wanted, from_dir) != (cluster.app, cluster.app_dir):
         return set_app(cluster, wanted, from_dir)

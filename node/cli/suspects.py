@@ -41,7 +41,7 @@ def list_suspects(
         return DONE
     columns = ("id", "handler", "fence#", "node", "why", "since", "waits for")
     print_table(columns, [_cells(row) for row in answer["suspects"]])
-    note(f"{answer['total']:,} suspects, {answer['held']:,} of them wait for a human")
+    note(f"{counted(answer['total'], 'suspect')}, of them waiting for a human: {answer['held']:,}")
     if answer["next"]:
         note(f"there are more: --after {answer['next']}")
     return DONE
@@ -101,10 +101,14 @@ def rule(
         document: dict[str, Any] = {"ruled": ruled, "outcomes": outcomes}
         print_json({"error": f"{len(missed)} were no suspects"} | document if missed else document)
     else:
-        print(f"ruled {ruled:,} suspects: {verdict.replace('_', ' ')}")
+        print(f"ruled {counted(ruled, 'suspect')}: {verdict.replace('_', ' ')}")
         for each in missed:
             note(f"{each['id']}: {each['outcome']}")
     return FAILED if missed else DONE
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _all_suspects(api: Api) -> list[str]:

@@ -35,6 +35,8 @@ UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 task_app = typer.Typer(help="Single tasks.", no_args_is_help=True)
 
+Placed = tuple[str, dict[str, Any]]  # where a task stands in the user's file ("": nowhere), and the task
+
 
 class State(StrEnum):
     WAITING = "waiting"
@@ -83,7 +85,7 @@ def submit(
             )
         tasks, total = _file_tasks(file, common), _lines_in(file)
     else:
-        tasks, total = _same_tasks(common, body, key, count), count
+        tasks, total = (("", task) for task in _same_tasks(common, body, key, count)), count
     api = connect(cluster)
     ids, duplicates = _submit_all(
         api, tasks, total, shown=not json and sys.stderr.isatty() and total > BATCH_TASKS
@@ -104,7 +106,7 @@ def submit(
 def duration_ms(name: str, text: str) -> int:
     matched = DURATION.fullmatch(text.strip())
     if not matched:
-        raise CliError(f"{name}={text} must be a duration, as in 500ms, 30s, 5m or 1h", BAD_USAGE)
+        raise CliError(f"{name}={text} must be a duration above 0, as in 500ms, 30s, 5m or 1h", BAD_USAGE)
     milliseconds = round(float(matched[1]) * UNIT_MS[matched[2] or "s"])
     if milliseconds < 1:
         raise CliError(f"{name}={text} must be at least 1ms", BAD_USAGE)
@@ -148,7 +150,7 @@ def _lines_in(file: Path) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: opened.read(1 << 20), b""))
 
 
-def _file_tasks(file: Path, common: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _file_tasks(file: Path, common: dict[str, Any]) -> Iterator[Placed]:
     """Every line is checked for its form before the first is sent."""
     if str(file) != "-" and not file.is_file():
         raise CliError(f"file={file}: there is no such file", BAD_USAGE)
@@ -162,14 +164,14 @@ def _file_tasks(file: Path, common: dict[str, Any]) -> Iterator[dict[str, Any]]:
     return _again(file, common)
 
 
-def _again(file: Path, common: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _again(file: Path, common: dict[str, Any]) -> Iterator[Placed]:
     with file.open("rb") as opened:
         for at, line in enumerate(opened, 1):
             if line.strip():
                 yield _line_task(line, at, file, common)
 
 
-def _line_task(line: bytes, at: int, file: Path, common: dict[str, Any]) -> dict[str, Any]:
+def _line_task(line: bytes, at: int, file: Path, common: dict[str, Any]) -> Placed:
     where = f"{file}, line {at}"
     try:
         message = msgspec.json.decode(line)
@@ -182,10 +184,10 @@ def _line_task(line: bytes, at: int, file: Path, common: dict[str, Any]) -> dict
     message = common | message
     if not isinstance(message.get("handler"), str):
         raise CliError(f"{where}: handler is missing, here and as argument; nothing was submitted", BAD_USAGE)
-    return message
+    return where, message
 
 
-def _submit_all(api: Api, tasks: Iterator[dict[str, Any]], total: int, shown: bool) -> tuple[list[str], int]:
+def _submit_all(api: Api, tasks: Iterator[Placed], total: int, shown: bool) -> tuple[list[str], int]:
     ids: list[str] = []
     duplicates = 0
     progress = bar("submitting") if shown else None
@@ -195,14 +197,15 @@ def _submit_all(api: Api, tasks: Iterator[dict[str, Any]], total: int, shown: bo
     try:
         for batch in _batches(tasks):
             try:
-                answer = api.post_lines("/v1/tasks", _numbered(api, batch))
-            except CliError as error:
+                answer = api.post_lines("/v1/tasks", _numbered(api, [task for _, task in batch]))
+            except CliError as refused:
+                error = _in_place(refused, batch)
                 if ids:
                     # Say what stands, so that a second try can leave it out.
                     raise CliError(
                         f"{error}; {len(ids)} tasks were stored before, the last is {ids[-1]}", error.code
-                    ) from error
-                raise
+                    ) from refused
+                raise error from refused
             ids += answer["ids"]
             duplicates += answer.get("duplicates", 0)
             if progress is not None:
@@ -213,11 +216,21 @@ def _submit_all(api: Api, tasks: Iterator[dict[str, Any]], total: int, shown: bo
     return ids, duplicates
 
 
-def _batches(tasks: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
+def _in_place(error: CliError, batch: list[Placed]) -> CliError:
+    """The node speaks of the tasks of one request by number; the user knows them by their lines."""
+    matched = re.match(r"tasks\[(\d+)\]\.?", str(error))
+    if not matched or int(matched[1]) >= len(batch):
+        return error
+    place = batch[int(matched[1])][0]
+    text = str(error)[matched.end() :]
+    return CliError(f"{place}: {text}" if place else text, error.code, **error.details)
+
+
+def _batches(tasks: Iterator[Placed]) -> Iterator[list[Placed]]:
+    batch: list[Placed] = []
     size = 0
-    for task in tasks:
-        batch.append(task)
+    for place, task in tasks:
+        batch.append((place, task))
         size += len(msgspec.json.encode(task["body"])) if len(batch) % 16 == 1 else 0
         if len(batch) >= BATCH_TASKS or size * 16 >= BATCH_BYTES:
             yield batch

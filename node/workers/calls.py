@@ -16,6 +16,7 @@ from node.workers.port import HandlerInfo
 from oncekeeper import context, handlers
 from oncekeeper.app import load_app
 from oncekeeper.context import CurrentTask
+from oncekeeper.errors import InvalidTask
 from oncekeeper.handlers import Handler
 
 ERROR_CHARS_MAX = 500
@@ -85,12 +86,14 @@ def current_id() -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """``ValueError: what it says``, on one line and bounded."""
+    """``ValueError: what it says``, on one line and bounded; our own word on a body needs no name."""
     try:
         text = " ".join(str(error).split())
     except Exception:  # noqa: BLE001 - a broken __str__ in foreign code: its type must do
         text = "(its text cannot be had)"
     name = type(error).__name__
+    if isinstance(error, InvalidTask):
+        return text[:ERROR_CHARS_MAX]
     return (f"{name}: {text}" if text else name)[:ERROR_CHARS_MAX]
 
 

@@ -106,7 +106,10 @@ def test_a_refusal_is_a_failure_with_its_field(asking):
         (["submit"], "handler is missing"),
         (["submit", "shop.x", "--body", "{"], "body={ is no JSON"),
         (["submit", "shop.x", "--body", "[1]"], "body=[1] must be a JSON object"),
-        (["submit", "shop.x", "--ttr", "-3s"], "ttr=-3s must be a duration, as in 500ms, 30s, 5m or 1h"),
+        (
+            ["submit", "shop.x", "--ttr", "-3s"],
+            "ttr=-3s must be a duration above 0, as in 500ms, 30s, 5m or 1h",
+        ),
         (["submit", "shop.x", "--ttr", "0"], "ttr=0 must be at least 1ms"),
         (["submit", "shop.x", "--count", "0"], "count=0 must be from 1 to"),
         (["submit", "shop.x", "--count", "2", "--key", "a"], "key=a names one task, so count=2 must be 1"),
