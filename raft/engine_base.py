@@ -1,8 +1,8 @@
 """What the parts of the engine share: its ports, its timings, and who is followed.
 
 The engine (raft/engine.py) is one object in layers, each a module: LibraryCore (engine_library.py: the hold on
-PySyncObj), this one, snapshots (engine_snapshot.py), replication (engine_append.py), elections (engine_election.py),
-and on top proposals, applying and the step.
+PySyncObj), this one, snapshots (engine_snapshot.py), replication (engine_append.py), elections
+(engine_election.py), and on top proposals, applying and the step.
 """
 
 from __future__ import annotations
