@@ -18,38 +18,26 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
-from dedup.ids import Ids, keyed_id
 from dedup.runmap import RunMap
 from node import messages as m
 from node.doubt import Doubts
 from node.flow import Lane
-from node.offsets import Offsets
+from node.partitions import Partitions
 from node.pieces import Piece, SpanReader, gather_ids, is_keyed, share_out
 from node.records_model import Attempt
 from node.settling import Closing, Closings, make_work, retry_delay_ms
+from node.undecodable import Undecodables
 from node.views import CoordinatorSettings, LedgerReads, PartitionView
 from node.workers.port import Ended, HandlerInfo, Mode, Report
-from oncekeeper.envelope import TaskBatch, encode_task
 from oncekeeper.log.port import Aside, Undecodable
 from raft.commands import Answered, Claim, Command, Outcome, Result, Settle, Span
 
 UNKNOWN_KIND = "?"  # the lane of handlers that no worker knows: claimed, and given to dead letters
-
-
-@dataclass(slots=True)
-class _Partition:
-    epoch: int
-    offsets: Offsets
-    next_offset: int
-    reading: bool = False
-    exhausted: bool = False
-    committed: int = 0
 
 
 @dataclass(slots=True)
@@ -80,17 +68,15 @@ class Coordinator:
         self._lanes: dict[str, Lane] = {UNKNOWN_KIND: self._lane(64)}
         self.session = 0
         self._draining = False
-        self._epochs = itertools.count(1)
         self._numbers = itertools.count(1)
-        self._partitions: dict[int, _Partition] = {}
+        self._partitions = Partitions(settings)
         self._open: RunMap[int] = RunMap()
         self._tickets: dict[int, _Ticket] = {}
         self._running: dict[int, _Running] = {}
         self._closings = Closings()
         self._asides: dict[int, list[Closing] | list[Piece]] = {}
-        self._waiting: list[tuple[int, int, Piece, Outcome]] = []  # a heap by the time to look again
         self._doubts = Doubts(ledger, settings, self._numbers)
-        self._undecodable: dict[bytes, tuple[bytes, str]] = {}
+        self._undecodables = Undecodables()
         self._effects: list[m.Effect] = []
         self._now_ms = 0
         self._wall_ms = 0
@@ -117,8 +103,7 @@ class Coordinator:
             case m.WasRead():
                 self._was_read(event)
             case m.MoreToRead(partitions):
-                for number in partitions & self._partitions.keys():
-                    self._partitions[number].exhausted = False
+                self._partitions.more(partitions)
             case m.Answers(ticket, answers):
                 self._answered(self._tickets.pop(ticket), answers)
             case m.Reported(reports):
@@ -132,41 +117,28 @@ class Coordinator:
                 self._draining = True
             case _:
                 assert_never(event)
-        self._wake_waiting()
+        for piece in self._partitions.due(now_ms):
+            self._intake(piece)
         self._pump()
         effects, self._effects = self._effects, []
         return effects
 
     def next_look_ms(self) -> int | None:
         """When a Tick is wanted for what waits by time; None: nothing waits by time."""
-        times = [self._waiting[0][0]] if self._waiting else []
-        doubted = self._doubts.next_look_ms()
-        if doubted is not None:
-            times.append(doubted)
-        return min(times, default=None)
+        times = (self._partitions.next_due_ms(), self._doubts.next_look_ms())
+        return min((time for time in times if time is not None), default=None)
 
     def commit_positions(self) -> dict[int, int]:
         """What moved since the last call; asked for by time, because a position a task were a write a task."""
-        moved = {}
-        for number, partition in self._partitions.items():
-            if partition.offsets.position > partition.committed:
-                moved[number] = partition.committed = partition.offsets.position
-        return moved
+        return self._partitions.moved()
 
     # --- what is read -----------------------------------------------------------------------------------------
 
     def _assign(self, positions: Mapping[int, int]) -> None:
-        gone = frozenset(self._partitions.keys() - positions.keys())
-        for number in gone:
-            del self._partitions[number]
-        for number in positions.keys() - self._partitions.keys():
-            at = positions[number]
-            self._partitions[number] = _Partition(next(self._epochs), Offsets(at), at, committed=at)
+        gone = self._partitions.assign(positions)
         if gone:
             for lane in self._lanes.values():
                 lane.drop(gone)
-            self._waiting = [entry for entry in self._waiting if entry[2].partition not in gone]
-            heapq.heapify(self._waiting)
             self._doubts.drop(gone)
 
     def _know(self, handlers: Mapping[str, HandlerInfo], slots: Mapping[str, int]) -> None:
@@ -178,36 +150,13 @@ class Coordinator:
                 self._lanes[kind] = self._lane(count)
             else:
                 lane.slots = count
-        # What waited as unknown may be known now.
-        unknown = self._lanes[UNKNOWN_KIND]
-        while (piece := unknown.next_piece(frozenset())) is not None:
-            self._intake(unknown.take(piece.count))
-            if unknown.next_piece(frozenset()) is piece:
-                break
 
     def _was_read(self, event: m.WasRead) -> None:
-        partition = self._partitions.get(event.partition)
-        if partition is None or partition.epoch != event.epoch:
-            return  # it was given up meanwhile: its next owner reads this
-        partition.reading = False
-        partition.exhausted = event.exhausted
-        partition.next_offset = event.next_offset
+        if not self._partitions.was_read(event):
+            return
         for item in event.items:
-            if isinstance(item, Undecodable):
-                batch = self._undecodable_batch(item)
-            else:
-                batch = item.batch
-            self._intake(Piece(event.partition, partition.epoch, item.base, batch, 0, len(batch)))
-
-    def _undecodable_batch(self, item: Undecodable) -> TaskBatch:
-        # It has no id of its own; its place gives it one, so that it is given to dead letters exactly once.
-        keys = tuple(
-            keyed_id("undecodable", f"{item.partition}/{offset}")
-            for offset in range(item.base, item.base + item.count)
-        )
-        for key in keys:
-            self._undecodable[key] = (item.raw, item.reason)
-        return TaskBatch(queue="", handler="", ids=Ids((), keys), bodies=(b"{}",) * item.count)
+            batch = self._undecodables.batch(item) if isinstance(item, Undecodable) else item.batch
+            self._intake(Piece(event.partition, event.epoch, item.base, batch, 0, len(batch)))
 
     def _intake(self, piece: Piece) -> None:
         """Sort a piece by what the local replica knows. Being behind is harmless: the claim decides."""
@@ -225,7 +174,7 @@ class Coordinator:
                     self._lane_of(piece).push(piece)
             case Outcome.EXECUTED | Outcome.DEAD | Outcome.CANCELLED:
                 # A dead one was put aside before it was settled.
-                self._settled(piece)
+                self._partitions.settled(piece)
             case Outcome.SUSPECT:
                 self._doubts.add(piece, span.fence, self._now_ms)
             case Outcome.EARLY:
@@ -238,22 +187,7 @@ class Coordinator:
         return self._lanes[info.kind if info is not None else UNKNOWN_KIND]
 
     def _wait(self, piece: Piece, wait_ms: int, why: Outcome) -> None:
-        if self._is_ours(piece):
-            heapq.heappush(self._waiting, (self._now_ms + wait_ms, next(self._numbers), piece, why))
-
-    def _is_ours(self, piece: Piece) -> bool:
-        partition = self._partitions.get(piece.partition)
-        return partition is not None and partition.epoch == piece.epoch
-
-    def _settled(self, piece: Piece) -> None:
-        """The ledger has it closed, or it was put aside: its position may be passed."""
-        partition = self._partitions.get(piece.partition)
-        if partition is not None and partition.epoch == piece.epoch:
-            partition.offsets.settle(piece.offset, piece.count)
-
-    def _wake_waiting(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._now_ms:
-            self._intake(heapq.heappop(self._waiting)[2])
+        self._partitions.wait(piece, self._now_ms + wait_ms, why)
 
     # --- asking the ledger ------------------------------------------------------------------------------------
 
@@ -323,17 +257,7 @@ class Coordinator:
                 self._wait(part, self._settings.held_look_ms, Outcome.HELD)
         return free
 
-    def _answered(self, ticket: _Ticket, answers: tuple[object, ...] | None) -> None:
-        if answers is None:
-            # The session is lost and the outcome unknown. Nothing was dispatched under these claims. What was
-            # to be settled is asked again: the fence tells the ledger whether it was taken the first time.
-            for closings in ticket.settles:
-                self._closings.extend(closings)
-            for pieces in ticket.rulings:
-                self._doubts.unruled(pieces, self._now_ms)
-            for pieces in ticket.claims:
-                self._unclaimed(pieces)
-            return
+    def _answered(self, ticket: _Ticket, answers: tuple[object, ...]) -> None:
         rest = iter(answers)
         for closings in ticket.settles:
             self._settle_answered(closings, _spans(next(rest), closings))
@@ -378,16 +302,12 @@ class Coordinator:
             # Never started, and said so: whoever claims it next need not wait for anybody.
             self._closings.append(closing.ended(Result.RELEASED))
         elif info is None:
-            self._dead(closing, self._why_unknown(piece))
+            unknown = f"handler={name!r} is not registered by the application"
+            self._dead(closing, self._undecodables.reason(piece) or unknown)
         elif span.detail > info.retries + 1 + self._settings.lost_attempts_max:
             self._dead(closing, f"attempt {span.detail}: its worker or node was lost too often")
         else:
             self._dispatch(piece, span, info)
-
-    def _why_unknown(self, piece: Piece) -> str:
-        if not piece.batch.handler and piece.ids.keys:
-            return self._undecodable[piece.ids.keys[0]][1]
-        return f"handler={piece.batch.handler!r} is not registered by the application"
 
     def _dispatch(self, piece: Piece, span: Span, info: HandlerInfo) -> None:
         s = self._settings
@@ -480,17 +400,11 @@ class Coordinator:
         ticket = next(self._numbers)
         self._asides[ticket] = pieces if closings is None else closings
         tasks = [
-            Aside(kind, task_id, self._message(piece, at), reason, self._wall_ms)
+            Aside(kind, task_id, self._undecodables.message(piece, at), reason, self._wall_ms)
             for piece in pieces
             for at, task_id in enumerate(piece.ids)
         ]
         self._effects.append(m.StoreAside(ticket, tuple(tasks)))
-
-    def _message(self, piece: Piece, at: int) -> bytes:
-        batch = piece.batch
-        if not batch.handler and batch.ids.keys:
-            return self._undecodable[batch.ids.keys[piece.at + at]][0]
-        return encode_task(batch.part(piece.at + at, 1))
 
     def _aside_stored(self, ticket: int) -> None:
         for stored in self._asides.pop(ticket):
@@ -499,13 +413,13 @@ class Coordinator:
             elif self._doubts.parked(stored):
                 pass  # the ruling "held" follows; its answer passes the position
             else:
-                self._settled(stored)
+                self._partitions.settled(stored)
 
     def _park_held(self) -> None:
         for piece, reason in self._doubts.to_park():
             self._put_aside("suspect", [piece], reason, None)
         for piece in self._doubts.held():
-            self._settled(piece)
+            self._partitions.settled(piece)
 
     def _settle_answered(self, closings: list[Closing], spans: list[Span]) -> None:
         reader = SpanReader(spans)
@@ -526,31 +440,19 @@ class Coordinator:
     def _closed_as(self, piece: Piece, closing: Closing, span: Span) -> None:
         if span.outcome is Outcome.SETTLED and closing.result in (Result.DONE, Result.DEAD):
             self.settled_tasks += piece.count
-            self._settled(piece)
-            for key in piece.ids.keys if not piece.batch.handler else ():
-                self._undecodable.pop(key, None)
+            self._partitions.settled(piece)
+            self._undecodables.settled(piece)
         elif span.outcome is Outcome.SETTLED and closing.result is Result.RETRY:
             self._wait(piece, closing.delay_ms, Outcome.EARLY)
-        elif self._is_ours(piece):
+        elif self._partitions.is_ours(piece):
             self._intake(piece)  # in doubt, released, lapsed, fenced: the ledger knows
 
     # --- reading on -------------------------------------------------------------------------------------------
 
     def _read_more(self) -> None:
-        if not self.session or self._draining or not self._handlers:
-            return
-        ready = sum(lane.ready_tasks for lane in self._lanes.values())
-        room = self._settings.ready_max - ready
-        for number, partition in self._partitions.items():
-            if partition.reading or partition.exhausted:
-                continue
-            unsettled = partition.next_offset - partition.offsets.position
-            if room <= 0 or unsettled >= self._settings.window_max:
-                continue
-            partition.reading = True
-            tasks_max = min(room, self._settings.read_max)
-            room -= tasks_max
-            self._effects.append(m.Read(number, partition.epoch, partition.next_offset, tasks_max))
+        if self.session and not self._draining and self._handlers:
+            ready = sum(lane.ready_tasks for lane in self._lanes.values())
+            self._effects.extend(self._partitions.reads(self._settings.ready_max - ready))
 
     # --- what people see --------------------------------------------------------------------------------------
 
@@ -564,34 +466,8 @@ class Coordinator:
         return len(self._open)
 
     def partition_views(self) -> list[PartitionView]:
-        delayed: dict[int, int] = {}
-        held: dict[int, int] = {}
-        for _, _, piece, why in self._waiting:
-            counts = delayed if why is Outcome.EARLY else held
-            counts[piece.partition] = counts.get(piece.partition, 0) + piece.count
-        ready: dict[int, int] = {}
-        for lane in self._lanes.values():
-            for piece in lane.waiting():
-                ready[piece.partition] = ready.get(piece.partition, 0) + piece.count
-        suspects = self._doubts.by_partition()
-        views = []
-        for number, partition in sorted(self._partitions.items()):
-            offsets = partition.offsets
-            unsettled = partition.next_offset - offsets.position - offsets.settled_above
-            waiting = ready.get(number, 0)
-            late, suspect = delayed.get(number, 0), suspects.get(number, 0)
-            views.append(
-                PartitionView(
-                    partition=number,
-                    position=offsets.position,
-                    frontier=partition.next_offset,
-                    waiting=waiting,
-                    delayed=late,
-                    running=max(0, unsettled - waiting - late - suspect),
-                    suspect=suspect,
-                )
-            )
-        return views
+        ready = [piece for lane in self._lanes.values() for piece in lane.waiting()]
+        return self._partitions.views(ready, self._doubts.by_partition())
 
 
 def _spans(answer: object, closings: list[Closing]) -> list[Span]:

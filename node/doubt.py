@@ -206,10 +206,6 @@ class Doubts:
                 return True
         return False
 
-    def unruled(self, pieces: list[Piece], now_ms: int) -> None:
-        """A ruling's outcome is unknown: look again at where they stand."""
-        self._returned.extend(pieces)
-
     # --- what the coordinator takes ---------------------------------------------------------------------------
 
     def returned(self) -> list[Piece]:

@@ -60,10 +60,10 @@ class MoreToRead:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The answer to Propose; None: given up, the outcome is unknown (only when the session is lost)."""
+    """The answer to Propose."""
 
     ticket: int
-    answers: tuple[Answer, ...] | None
+    answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True, slots=True)
