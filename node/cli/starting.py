@@ -30,9 +30,9 @@ try:
     load_app(sys.argv[1], Path(sys.argv[2]))
 except ApplicationError as error:
     print(error, file=sys.stderr)
-    ours = str(Path(sys.modules["oncekeeper"].__file__).parent)
+    ours = tuple(str(Path(sys.modules[name].__file__).parent) for name in ("oncekeeper", "importlib"))
     trace = traceback.extract_tb(error.__cause__.__traceback__) if error.__cause__ else []
-    theirs = [each for each in trace if not each.filename.startswith(("<", ours))]
+    theirs = [each for each in trace if not each.filename.startswith(("<", *ours))]
     print("".join(traceback.format_list(theirs)).rstrip(), file=sys.stderr)
     sys.exit(1)
 """
