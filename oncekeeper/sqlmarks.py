@@ -90,6 +90,9 @@ class SqlMarks:
                 if (partial := self._standing(connection, task)) is not None:
                     return None if partial else True
                 connection.rollback()
+                # Before our own BEGIN: the application may begin by itself, in a "begin" listener, as SQLAlchemy
+                # recommends for SQLite; two BEGINs collide. If its is a deferred one, the insert waits instead.
+                connection.begin()
                 if self._sqlite:
                     self._begin_immediate(connection)
                 try:
@@ -227,11 +230,11 @@ class SqlMarks:
 
     def _begin_immediate(self, connection: sa.Connection) -> None:
         driver: Any = connection.connection.dbapi_connection
-        if getattr(driver, "in_transaction", True):
-            return  # begun already, perhaps by a listener of the application
         if _BUSY_SET not in connection.info:
             driver.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
             connection.info[_BUSY_SET] = True
+        if getattr(driver, "in_transaction", True):
+            return  # begun already, perhaps by a listener of the application
         try:
             driver.execute("BEGIN IMMEDIATE")
         except connection.dialect.loaded_dbapi.Error as error:  # as SQLAlchemy would raise it

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -26,9 +27,24 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONCEKEEPER_CLUSTER", raising=False)
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[sa.Engine]:
+def begin_ourselves(engine: sa.Engine, begin: str) -> None:
+    """SQLAlchemy's own recipe for SQLite: the application begins each transaction, and the driver none."""
+
+    @sa.event.listens_for(engine, "connect")
+    def leave_it_to_us(connection: Any, _: object) -> None:
+        connection.isolation_level = None
+
+    @sa.event.listens_for(engine, "begin")
+    def begin_now(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+
+@pytest.fixture(params=["", "BEGIN", "BEGIN IMMEDIATE"], ids=["driver begins", "BEGIN", "BEGIN IMMEDIATE"])
+def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[sa.Engine]:
+    """Every claim of this file holds however the application begins its transactions."""
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'shop.db'}")
+    if request.param:
+        begin_ourselves(engine, request.param)
     with engine.begin() as connection:
         connection.exec_driver_sql(PAYMENTS)
     yield engine
@@ -122,6 +138,8 @@ def test_a_second_transaction_of_one_task_is_refused(engine: sa.Engine) -> None:
     assert count(engine) == 1
 
 
+# With a BEGIN IMMEDIATE of its own, the application itself waits for itself, and is told by SQLite.
+@pytest.mark.parametrize("engine", ["", "BEGIN"], indirect=True)
 def test_writing_on_two_connections_at_a_time_is_refused_and_does_not_hang(engine: sa.Engine) -> None:
     def both(order_id: int) -> None:
         with engine.begin() as one, engine.begin() as two:
