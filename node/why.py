@@ -149,7 +149,8 @@ def _attempt(a: Attempt) -> Iterable[str]:
         case Ending.DEAD:
             yield f"{started}{joint} failed for good{took}: {_line(a.error)}. It became a dead letter."
         case Ending.DOUBT:
-            yield f"{started}{joint} was lost{took}: {_line(a.error)}. Whether it took effect was in doubt."
+            when = took or (f" at {_time(a.ended_ms)}" if a.ended_ms else "")
+            yield f"{started}{joint} was lost{when}: {_line(a.error)}. Whether it took effect was in doubt."
         case Ending.LAPSED:
             yield f"{started}{joint} ended{took}, but the node's session had lapsed: what it said is testimony."
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from node.workers.port import HandlerInfo
+from node.workers.port import Ended, HandlerInfo
 from oncekeeper import context, handlers
 from oncekeeper.app import load_app
 from oncekeeper.context import CurrentTask
-from oncekeeper.errors import InvalidTask
+from oncekeeper.errors import InvalidTask, SecondTransaction
 from oncekeeper.handlers import Handler
 
 ERROR_CHARS_MAX = 500
@@ -95,6 +95,12 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, InvalidTask):
         return text[:ERROR_CHARS_MAX]
     return (f"{name}: {text}" if text else name)[:ERROR_CHARS_MAX]
+
+
+def raised(error: BaseException) -> Ended:
+    """How a task ended whose handler raised ``error``."""
+    # The handler itself is wrong, and part of its effect may stand: the next try would meet the same rule.
+    return Ended.INVALID if isinstance(error, SecondTransaction) else Ended.RAISED
 
 
 def short_trace(error: BaseException) -> str:

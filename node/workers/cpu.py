@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
-from node.workers.calls import Calls, encode_result, one_line, short_trace
+from node.workers.calls import Calls, encode_result, one_line, raised, short_trace
 from node.workers.frames import REPORT_BYTES_MAX, Job
 from node.workers.journal import SOME_POSITION, State, WorkerJournal
 from node.workers.port import Ended, Mode, Part, Report, Work
@@ -128,7 +128,7 @@ class CpuRunner:
             except BaseException as error:  # noqa: BLE001 - SystemExit too: a handler must not end its worker
                 states[position] = failed
                 cells[0] = 0
-                tally.add(position, 1, Ended.RAISED, one_line(error), short_trace(error))
+                tally.add(position, 1, raised(error), one_line(error), short_trace(error))
                 now = clock(boot)
                 continue
             states[position] = finished

@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from dedup.ids import TaskId
-from node.workers.calls import Calls, encode_result, one_line, short_trace
+from node.workers.calls import Calls, encode_result, one_line, raised, short_trace
 from node.workers.cpu import NULL
 from node.workers.frames import REPORT_BYTES_MAX, Job
 from node.workers.journal import CELL_COUNT, State, WorkerJournal
@@ -222,7 +222,7 @@ class InOutRunner:
             end = End(batch, position, Ended.DONE)
         else:
             batch.states[position] = State.FAILED
-            end = End(batch, position, Ended.RAISED, None, one_line(error), short_trace(error))
+            end = End(batch, position, raised(error), None, one_line(error), short_trace(error))
         self._journal.cells[2 * cell] = 0
         return self._timed(end, started_ns)
 

@@ -362,7 +362,7 @@ class WorkerPools:
     def _return(self, work: Work, ended: Ended, error: str) -> None:
         """Report a whole Work that no worker has seen, in a turn of its own."""
         now_ms = time.time_ns() // 1_000_000
-        report = Report(work.number, (Part(0, len(work.bodies), ended, None, error),), now_ms, now_ms, 0, 0)
+        report = Report(work.number, (Part(0, len(work.bodies), ended, None, error),), 0, now_ms, 0, 0)
         asyncio.get_running_loop().call_soon(self._tell, [report])
 
     def _return_waiting(self, why: str) -> None:

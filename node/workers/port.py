@@ -51,7 +51,8 @@ class Ended(IntEnum):
 
     DONE = 1
     RAISED = 2  # the handler raised: it may be tried again
-    INVALID = 3  # the body does not fit the handler's types, or the handler is unknown: no use trying again
+    # The body does not fit the handler's types, the handler is unknown, or breaks a rule: no use trying again.
+    INVALID = 3
     CRASHED = 4  # the process died, or was killed, after this task had started: in doubt
     TIMED_OUT = 5  # killed at its time-to-run: in doubt
     NOT_STARTED = 6  # the process died, or was killed, before this task had started
@@ -69,7 +70,7 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     results: tuple[bytes, ...] | None = None  # JSON texts; None where every result was null
     error: str = ""  # RAISED, INVALID, CRASHED, TIMED_OUT, UNSURE, NOT_STARTED: a line for people;
     # with DONE: why there is no result (too large, no JSON, lost with its worker): the task is done all the same
-    trace: str = ""  # the traceback, shortened, for RAISED
+    trace: str = ""  # the traceback, shortened, where the handler raised
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -77,7 +78,7 @@ class Report(msgspec.Struct, frozen=True):
 
     number: int
     parts: tuple[Part, ...]
-    started_ms: int  # epoch, of the first task in it
+    started_ms: int  # epoch, of the first task in it; 0: unknown (the worker died)
     ended_ms: int  # epoch, of the last
     busy_us: int  # time spent in the handler, summed; 0: unknown (the worker died)
     pid: int

@@ -93,7 +93,8 @@ class Slot:
         now_ms = time.time_ns() // 1_000_000
         for handed in list(self.handed.values()):
             parts = tuple(self._untold_parts(handed, why))
-            yield handed, Report(handed.work.number, parts, now_ms, now_ms, 0, pid)
+            # When it started is not known here, so nobody is told how long it ran.
+            yield handed, Report(handed.work.number, parts, 0, now_ms, 0, pid)
 
     @staticmethod
     def _untold_parts(handed: Handed, why: str) -> Iterator[Part]:

@@ -82,6 +82,26 @@ def test_already_executed_is_done(tmp_path: Path) -> None:
     asyncio.run(act())
 
 
+def test_a_second_transaction_is_not_tried_again(tmp_path: Path) -> None:
+    async def act() -> None:
+        async with bench(tmp_path) as it:
+            for handler in ("bad.leave", "bad.leave_io"):
+                (end,) = await it.run(handler, body(how="second"))
+                assert (end.ended, end.error) == (INVALID, "SecondTransaction: one mark cannot tell of two")
+                assert f"in {handler.removeprefix('bad.')}" in end.trace
+
+    asyncio.run(act())
+
+
+def test_nobody_says_when_the_task_of_a_dead_worker_started(tmp_path: Path) -> None:
+    async def act() -> None:
+        async with bench(tmp_path) as it:
+            await it.run("bad.leave", body(how="kill"))
+            assert (it.reports[-1].started_ms, it.reports[-1].busy_us) == (0, 0)
+
+    asyncio.run(act())
+
+
 @pytest.mark.parametrize(
     ("how", "why"),
     [

@@ -15,7 +15,7 @@ from node.workers.frames import Reported, encode
 from node.workers.port import Ended, Part, Report
 from oncekeeper import App
 from oncekeeper.context import current_task
-from oncekeeper.errors import AlreadyExecuted
+from oncekeeper.errors import AlreadyExecuted, SecondTransaction
 
 app = App("bad")
 
@@ -73,6 +73,14 @@ def leave(how: str) -> None:
         time.sleep(600)
     if how == "done":
         raise AlreadyExecuted("it stands already")
+    if how == "second":
+        raise SecondTransaction("one mark cannot tell of two")
+
+
+@app.task(kind="io")
+def leave_io(how: str) -> None:
+    if how == "second":
+        raise SecondTransaction("one mark cannot tell of two")
 
 
 @app.task(kind="cpu")

@@ -83,6 +83,22 @@ CASES: dict[str, tuple[Facts, list[str]]] = {
             "It is executed, for good: however often it is delivered, it will not run again.",
         ],
     ),
+    "a worker was lost, and nobody knows how long its task had run": (
+        facts(
+            "suspect",
+            TaskState("suspect", 311, 5, "n2", 4, 1, why="doubt", testified=(4,)),
+            attempts=(attempt(1, "n2", 311, Ending.DOUBT, error="the worker died of SIGKILL", started_ms=0),),
+            on_doubt="check",
+        ),
+        [
+            *SUBMITTED,
+            "Node n2 claimed it at 2026-05-28 20:26:40.010 UTC with fence 311, for attempt 1.",
+            "When it started is not recorded; it was lost at 2026-05-28 20:26:40.047 UTC: the worker died of"
+            " SIGKILL. Whether it took effect was in doubt.",
+            "It is a suspect: node n2 has testified that it had started, and the handler's check decides next."
+            " Until then it neither runs nor counts as done.",
+        ],
+    ),
     "a worker was lost, a human is asked": (
         facts(
             "suspect",

@@ -17,7 +17,7 @@ from node.workers.frames import BrokenFrame, Frames, Job, Stop, encode
 from node.workers.journal import DATA_AT, Journal, State, WorkerJournal
 from node.workers.port import Ended, HandlerInfo, Mode, Report, Work
 from oncekeeper.context import CurrentTask
-from oncekeeper.errors import AlreadyExecuted
+from oncekeeper.errors import AlreadyExecuted, SecondTransaction
 
 INFO = HandlerInfo("t.act", "cpu", "short", False, 1000, 0, 0, 0, "hold", "default")
 WANTED = {
@@ -27,6 +27,7 @@ WANTED = {
     b"unencodable": (Ended.DONE, State.FINISHED),
     b"raise": (Ended.RAISED, State.FAILED),
     b"exit": (Ended.RAISED, State.FAILED),
+    b"second": (Ended.INVALID, State.FAILED),
     b"invalid": (Ended.INVALID, State.FAILED),
     b"lease": (Ended.NOT_STARTED, State.NOT_STARTED),
 }
@@ -67,6 +68,8 @@ class Scripted:
             raise ValueError("no")
         if body == b"exit":
             raise SystemExit(1)
+        if body == b"second":
+            raise SecondTransaction("one mark cannot tell of two")
         if body == b"already":
             raise AlreadyExecuted("yes")
         if body == b"end-lease":
