@@ -119,6 +119,7 @@ def real_parts(config: NodeConfig, secret: bytes) -> Parts:
         on_applied: Callable[[int, bytes, Any], None],
         on_status: Callable[[ReplicaStatus], None],
         on_fatal: Callable[[BaseException], None],
+        on_restored: Callable[[int], None],
     ) -> Replica:
         return Replica(
             replica_config(config, secret),
@@ -126,6 +127,7 @@ def real_parts(config: NodeConfig, secret: bytes) -> Parts:
             on_applied=on_applied,
             on_status=on_status,
             on_fatal=on_fatal,
+            on_restored=on_restored,
         )
 
     def make_pools(

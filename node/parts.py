@@ -141,10 +141,11 @@ class Parts:
             Callable[[int, bytes, Any], None],
             Callable[[ReplicaStatus], None],
             Callable[[BaseException], None],
+            Callable[[int], None],
         ],
         ReplicaPart,
     ]
-    """(ledger, on_applied, on_status, on_fatal) -> the replica, not started."""
+    """(ledger, on_applied, on_status, on_fatal, on_restored) -> the replica, not started."""
     make_pools: Callable[[int, Callable[[list[Report]], None], Callable[[PoolEvent], None]], PoolsPart]
     """(incarnation, on_reports, on_event) -> the pools, not started."""
     make_http: Callable[[NodeFacade], HttpPart]

@@ -15,11 +15,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from raft.engine import Engine, Journal, Machine, SnapshotStore
-from raft.journal import Journal as FileJournal
 from raft.proposals import Applied, Outcome, Proposals, Refused, Unknown
 from raft.replica_config import PeerStatus, ReplicaConfig, ReplicaStatus
-from raft.snapshots import SnapshotStore as FileSnapshots
-from raft.snapshots import check_alignment
+from raft.store import open_store as open_real_store
 from raft.transport import OBSERVER, VOTER, Transport
 from raft.wire import ENTRY_BYTES_MAX, PAYLOAD, TOKEN_END, Message
 
@@ -60,7 +58,7 @@ class Replica:
         self.on_fatal = on_fatal
         self.on_restored = on_restored
         self.fatal: BaseException | None = None
-        self._open_store = open_store or _open_store
+        self._open_store = open_store or open_real_store
         self._engine: Engine | None = None
         self._transport: Transport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -354,15 +352,3 @@ def _refusal(reason: str) -> asyncio.Future[Outcome]:
     future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
     future.set_result(Refused(reason))
     return future
-
-
-def _open_store(config: ReplicaConfig) -> tuple[Journal, SnapshotStore]:
-    """The durable store. Raises what journal and snapshots raise when they are damaged, foreign or do not meet."""
-    snapshots = FileSnapshots(config.data_dir / "snapshots", cluster_id=config.cluster_id)
-    journal = FileJournal.open(config.data_dir / "journal", cluster_id=config.cluster_id)
-    try:
-        check_alignment(journal, snapshots.header())
-    except BaseException:
-        journal.close()
-        raise
-    return journal, snapshots
