@@ -97,8 +97,13 @@ class RealCluster:
         self._stop_watching()
         for node in list(self._processes):
             self.kill(node)
+        self.forget_client()
+
+    def forget_client(self) -> None:
+        """The next one is new, with no file open and no ids leased."""
         if self._client is not None:
             self._client.close()
+        self._client = None
 
     def start(self, *nodes: str, crash_at: str = "", env: Mapping[str, str] | None = None) -> None:
         for node in nodes or self.nodes:
