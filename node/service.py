@@ -41,6 +41,7 @@ from node.workers.events import (
 )
 from node.workers.port import Report
 from oncekeeper.errors import LogUnusable
+from oncekeeper.log.cut import ROW_BYTES_MAX
 from oncekeeper.log.port import Aside, Undecodable, UnknownAppend, Unsent
 from raft.commands import (
     Advance,
@@ -62,7 +63,7 @@ from raft.replica import ReplicaStatus
 
 _log = logging.getLogger("oncekeeper.node")
 
-ADVANCE_MS = 250
+ADVANCE_MS = 500
 COMMIT_MS = 200
 LOOK_MS = 1_000  # how often to look at the log unasked, should a wake have been lost
 SWEEP_MS = 60_000
@@ -72,6 +73,7 @@ RETAIN_MS = 30_000
 SETTLED_POLL_MS = 20
 SETTLE_S_MAX = 5.0
 READ_BYTES_MAX = 8 << 20
+SMALL_READ_TASKS = 64
 
 
 class Service:
@@ -84,7 +86,9 @@ class Service:
         self.records = parts.records
         self.started_ms = self.clock.wall_ms()
         self.ledger = Ledger(config.bloom_seed)
-        self.replica = parts.make_replica(self.ledger, self._applied, self._replica_status, self._fatal)
+        self.replica = parts.make_replica(
+            self.ledger, self._applied, self._replica_status, self._fatal, self._restored
+        )
         self.proposer = Proposer(self.replica, parts.proposer_name)
         self.coordinator = Coordinator(
             self.ledger,
@@ -307,13 +311,19 @@ class Service:
             return
         items = self.log.reader.read(effect.partition, effect.offset, effect.tasks_max, READ_BYTES_MAX)
         next_offset = effect.offset
-        count = 0
+        count = size = 0
         for item in items:
-            size = item.count if isinstance(item, Undecodable) else len(item.batch)
-            next_offset = item.base + size
-            count += size
-        event = m.WasRead(effect.partition, effect.epoch, tuple(items), next_offset, not items)
-        self._feed(event)
+            if isinstance(item, Undecodable):
+                tasks, size = item.count, size + len(item.raw)
+            else:
+                tasks = len(item.batch)
+                size += sum(map(len, item.batch.bodies)) if tasks < SMALL_READ_TASKS else 0
+            next_offset = item.base + tasks
+            count += tasks
+        # A read of a few small tasks was not cut short by its bounds: it saw the end, and need not be tried again
+        # before somebody wakes us. (Should a row be so large that it was cut all the same: LOOK_MS.)
+        exhausted = count < min(SMALL_READ_TASKS, effect.tasks_max) and size < ROW_BYTES_MAX
+        self._feed(m.WasRead(effect.partition, effect.epoch, tuple(items), next_offset, exhausted))
 
     async def _store_aside(self, ticket: int, tasks: tuple[Aside, ...]) -> None:
         await self._with_disk(lambda log: log.put_aside(tasks))
@@ -390,6 +400,12 @@ class Service:
             loop = asyncio.get_running_loop()
             self._waiters_timer = loop.call_later(SETTLED_POLL_MS / 1000, self._tell_waiters)
 
+    def _restored(self, index: int) -> None:
+        """A leader's snapshot replaced the ledger's state: what it skipped over came without events."""
+        _log.info("caught up by a snapshot of entry %d", index)
+        asyncio.get_running_loop().call_soon(self._assign)
+        self._soon()
+
     def _noticed(self, event: object) -> None:
         match event:
             case SessionOpened() | SessionClosed():
@@ -450,7 +466,6 @@ class Service:
         while True:
             await asyncio.sleep(LOOK_MS / 1000)
             self._look_at_ends()
-            self._assign()  # sessions that a snapshot brought came without events
             if self.replica.is_leader and self.clock.wall_ms() - retained_ms > RETAIN_MS:
                 retained_ms = self.clock.wall_ms()
                 keep_ms = self.config.log_keep_ms

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -38,14 +37,14 @@ class Words:
 
 
 @pytest.fixture
-def configs(tmp_path: Path) -> Iterator[dict[str, ReplicaConfig]]:
+def configs(tmp_path: Path) -> dict[str, ReplicaConfig]:
     with ExitStack() as stack:
         ports = {}
         for name in ("n1", "n2", "n3"):
             listener = stack.enter_context(socket.socket())
             listener.bind(("127.0.0.1", 0))
             ports[name] = listener.getsockname()[1]
-    yield {
+    return {
         name: ReplicaConfig(
             node_id=name,
             cluster_id=CLUSTER,
