@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,6 +25,7 @@ from oncekeeper.errors import (
     InvalidTask,
     NoCluster,
     Refused,
+    ResultLost,
     ResultTimeout,
     SubmitFailed,
     TaskCancelled,
@@ -41,8 +43,10 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 1.0
+WAKE_PARTITIONS_MAX = 512  # named in one datagram
 _POST_TASKS = 2000
 _POST_BYTES = 2 * 1024 * 1024
+_QUEUES_S = 60.0  # what the handlers' queues are is asked again after so long: applications change
 _WAIT_S = 20.0  # the longest a node is asked to hold an answer back
 _UNREACHABLE_S = 10.0  # how long ``result`` waits for a cluster that does not answer: an election, a restart
 _PAUSE_S = 0.1
@@ -74,6 +78,8 @@ class Client:
         self._socket: socket.socket | None = None
         self._first = 0  # the address that answered last
         self._ids = IdSource(self._allocate)
+        self._queues: dict[str, str] = {}
+        self._queues_until = 0.0
         self._by = f"{socket.gethostname()}:{self._pid} {program()}"
 
     def _after_fork(self) -> None:
@@ -105,15 +111,18 @@ class Client:
         body: Mapping[str, Any] | bytes,
         *,
         key: str | None = None,
-        queue: str = "default",
+        queue: str | None = None,
         ttr: float | None = None,
         traceparent: str = "",
     ) -> Handle[Any]:
-        """Submit a task by its handler's name; the worker checks the body against the handler's types."""
+        """Submit a task by its handler's name; the worker checks the body against the handler's types.
+
+        ``queue``: None is the handler's own, for which a node is asked. Raises as ``send`` does.
+        """
         ids = self.send(
             handler,
             [body if isinstance(body, bytes) else _encode(body)],
-            queue=queue,
+            queue=self.queue_of(handler) if queue is None else queue,
             ttr_ms=0 if ttr is None else round(ttr * 1000),
             keys=() if key is None else (key,),
             traceparent=traceparent,
@@ -126,15 +135,39 @@ class Client:
         bodies: Iterable[Mapping[str, Any] | bytes],
         *,
         keys: Sequence[str] = (),
-        queue: str = "default",
+        queue: str | None = None,
         ttr: float | None = None,
     ) -> Handles[Any]:
-        """Submit tasks of one handler, all or none."""
+        """Submit tasks of one handler, all or none. ``queue``: None is the handler's own."""
         texts = [body if isinstance(body, bytes) else _encode(body) for body in bodies]
         ids = self.send(
-            handler, texts, queue=queue, ttr_ms=0 if ttr is None else round(ttr * 1000), keys=keys
+            handler,
+            texts,
+            queue=self.queue_of(handler) if queue is None else queue,
+            ttr_ms=0 if ttr is None else round(ttr * 1000),
+            keys=keys,
         )
         return Handles(self, [ids])
+
+    def queue_of(self, handler: str) -> str:
+        """The queue that the application gives a handler. The queue is a part of what a key names: no guess will do.
+
+        Raises InvalidTask for a handler that the application does not have, and ClusterUnreachable.
+        """
+        self._after_fork()
+        check_options(handler, "default", 0, None)
+        if handler not in self._queues or time.monotonic() > self._queues_until:
+            answer = self.request("GET", "/v1/handlers")
+            self._queues = {str(each["name"]): str(each["queue"]) for each in answer["handlers"]}
+            self._queues_until = time.monotonic() + _QUEUES_S
+            if not answer["app"]:
+                return "default"  # that node runs no application, and cannot know
+            if not self._queues:
+                raise ClusterUnreachable("the workers have not told yet which handlers the application has")
+        if handler not in self._queues:
+            names = ", ".join(sorted(self._queues)[:50])
+            raise InvalidTask("handler", f"{handler!r} is not registered; the application has: {names}")
+        return self._queues[handler]
 
     def send(
         self,
@@ -183,32 +216,39 @@ class Client:
             )
             at += len(part)
         if self.cluster.directory is not None:
-            self._append(batches, ids)
-            self.wake()
+            self.wake(self._append(batches, ids))
         else:
             self._post(batches, ids)
         return ids
 
-    def _append(self, batches: Sequence[TaskBatch], ids: Ids) -> None:
+    def _append(self, batches: Sequence[TaskBatch], ids: Ids) -> set[int]:
+        """The partitions that grew."""
         with self._lock:
             if self._log is None:
                 assert self.cluster.directory is not None
                 self._log = open_log(self.cluster.directory, cluster_id=self.cluster.cluster_id)
             try:
-                self._log.append(batches)
+                appended = self._log.append(batches)
             except Unsent as error:
                 raise SubmitFailed(f"nothing was stored: {error}") from error
             except UnknownAppend as error:
                 raise UnknownSubmit(f"the tasks may or may not have been stored: {error}", ids) from error
+        return {each.partition for each in appended}
 
-    def wake(self) -> None:
-        """Tell the nodes of this machine that there is work. A lost datagram costs latency, nothing else."""
+    def wake(self, partitions: Collection[int] = ()) -> None:
+        """Tell the nodes of this machine that there is work, in these partitions or in any.
+
+        A lost datagram costs latency, nothing else.
+        """
+        # Named, they spare every node a look at all the others (node/wake.py). An empty datagram means all.
+        named = sorted(partitions)[:WAKE_PARTITIONS_MAX]
+        data = struct.pack(f"<{len(named)}H", *named) if len(named) == len(partitions) else b""
         if self._socket is None:
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self._socket.setblocking(False)
         for port in self.cluster.wake_ports:
             try:
-                self._socket.sendto(b"", ("127.0.0.1", port))
+                self._socket.sendto(data, ("127.0.0.1", port))
             except OSError:
                 continue  # that node is down, or busy enough to look at the log by itself
 
@@ -261,7 +301,8 @@ class Client:
     def result(self, task_id: TaskId, timeout_s: float | None = None) -> Any:
         """Wait for the task to end; its result as plain JSON values.
 
-        None if no result is recorded: the task was settled by evidence, or the node that ran it is gone.
+        Raises ResultLost if it took effect and no result is recorded: the task was settled by evidence, or the
+        node that ran it is gone.
         """
         text = id_text(task_id)
         now = time.monotonic()
@@ -286,7 +327,10 @@ class Client:
             silent_until = time.monotonic() + _UNREACHABLE_S
             state = str(answer["state"])
             if state == "executed" and (not answer.get("unreachable") or asked >= recorded_until):
-                return answer.get("result")
+                if answer.get("known", True):
+                    return answer.get("result")
+                note = str(answer.get("note") or "no node remembers it")
+                raise ResultLost(f"task {text} took effect; its result is lost: {note}")
             if state == "cancelled":
                 raise TaskCancelled(f"task {text} was cancelled before it started")
             if state == "dead":

@@ -19,10 +19,12 @@ from oncekeeper import (
     App,
     Client,
     ClusterUnreachable,
+    Handle,
     InvalidTask,
     LogUnusable,
     NoCluster,
     Refused,
+    ResultLost,
     ResultTimeout,
     SubmitFailed,
     TaskCancelled,
@@ -95,9 +97,10 @@ def test_a_submit_is_in_the_log_when_it_returns_and_wakes_the_nodes(tmp_path: Pa
         handle = submitter(shop(directory)).submit(1, cents=7)
         assert stored(directory) == {1: b'{"order_id":1,"cents":7}'}
         assert handle.id == "1"
-        assert wake.recv(10) == b""
+        named = wake.recv(10)
     log = open_log(directory)
     (found,) = log.find(1)
+    assert named == found.partition.to_bytes(2, "little"), "the nodes need not look at the other partitions"
     assert (found.batch.handler, found.batch.queue) == ("shop.charge", "mail")
     assert found.batch.submitted_by
     assert found.batch.submitted_ms > 1_700_000_000_000
@@ -330,11 +333,40 @@ def test_a_result_whose_node_is_starting_again_is_waited_for(start: Start, token
     assert len(seen) == 2
 
 
-def test_a_result_that_nobody_recorded_is_none(start: Start, token: None) -> None:
-    route, _ = answering(
-        (200, {"id": "7", "state": "executed", "result": None, "known": False, "unreachable": []})
-    )
-    assert Client(start(route).url).handle(7).result(timeout=30) is None
+def test_a_result_that_nobody_recorded_is_told_apart_from_none(start: Start, token: None) -> None:
+    lost = {"state": "executed", "result": None, "known": False, "unreachable": [], "note": "it is gone"}
+    node = start(answering((200, lost))[0])
+    with pytest.raises(ResultLost, match="task 7 took effect; its result is lost: it is gone"):
+        Client(node.url).handle(7).result(timeout=30)
+    assert Client(node.url).handle(7).result(timeout=30, default="lost") == "lost"
+
+    app = App("shop", cluster=node.url)
+
+    @app.task
+    def tidy() -> None: ...
+
+    # What returns nothing loses nothing.
+    assert Handle[None](app.client, 7, app.handlers["shop.tidy"].signature).result() is None  # type: ignore[func-returns-value]
+
+
+def test_a_task_submitted_by_name_goes_to_its_handlers_own_queue(tmp_path: Path, start: Start) -> None:
+    node = start(working)
+    client = Client(data_directory(tmp_path / "d", [node.address]))
+    assert client.submit("shop.charge", {}, key="k").task_id == keyed_id("mail", "k")
+    assert client.submit("shop.charge", {}, key="k", queue="other").task_id == keyed_id("other", "k")
+    (two,) = client.submit_many("shop.charge", [{}], keys=["k"])
+    assert two.task_id == keyed_id("mail", "k")
+    assert node.calls.count(("GET", "/v1/handlers")) == 1
+    with pytest.raises(InvalidTask, match="handler: 'shop.none' is not registered; the application has: shop.ch"):
+        client.submit("shop.none", {})
+
+
+def test_a_queue_is_not_guessed_while_no_node_can_be_asked(tmp_path: Path) -> None:
+    directory = data_directory(tmp_path / "d", [f"127.0.0.1:{closed_port()}"], [closed_port()])
+    with pytest.raises(ClusterUnreachable):
+        Client(directory).submit("shop.charge", {}, key="k")
+    Client(directory).submit("shop.charge", {}, key="k", queue="mail")
+    assert list(stored(directory)) == [keyed_id("mail", "k")]
 
 
 @pytest.mark.parametrize(
