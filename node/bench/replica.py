@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -57,7 +58,7 @@ async def main(setup: Setup) -> None:
         Ledger(1),
     )
     await replica.start()
-    proposer = Proposer(replica)
+    proposer = Proposer(replica, secrets.randbits(64))
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
