@@ -63,7 +63,7 @@ from raft.replica import ReplicaStatus
 
 _log = logging.getLogger("oncekeeper.node")
 
-ADVANCE_MS = 250
+ADVANCE_MS = 500
 COMMIT_MS = 200
 LOOK_MS = 1_000  # how often to look at the log unasked, should a wake have been lost
 SWEEP_MS = 60_000
