@@ -195,7 +195,11 @@ class Service:
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if self._stop.is_set():
+            _log.info("given up while stopping: %s", error)
+        else:
             # A part that died silently would leave a node that looks alive and does nothing.
             self._fatal(error)
 
