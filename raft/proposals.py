@@ -72,13 +72,15 @@ class Proposals:
         applied_term: int,
         pending_max: int,
         pending_bytes_max: int,
+        origin: int | None = None,
     ) -> None:
+        """``origin``: a random number, another one at each start; simulations give theirs."""
         self._loop = loop
         self._wake = wake
         self._pending_max = pending_max
         self._pending_bytes_max = pending_bytes_max
         # A new origin at each start: an entry of an earlier life must not answer a proposal of this one.
-        self.origin = secrets.randbelow(INDEX_MAX) + 1
+        self.origin = secrets.randbelow(INDEX_MAX) + 1 if origin is None else origin
         self._sequence = 0
         self._queue: deque[Pending] = deque()
         self._pending: dict[int, Pending] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -19,7 +20,7 @@ from raft.proposals import Applied, Outcome, Proposals, Refused, Unknown
 from raft.replica_config import PeerStatus, ReplicaConfig, ReplicaStatus
 from raft.store import open_store as open_real_store
 from raft.transport import OBSERVER, VOTER, Transport
-from raft.wire import ENTRY_BYTES_MAX, PAYLOAD, TOKEN_END, Message
+from raft.wire import ENTRY_BYTES_MAX, INDEX_MAX, PAYLOAD, TOKEN_END, Message
 
 __all__ = [
     "Applied",
@@ -50,7 +51,11 @@ class Replica:
         on_fatal: Callable[[BaseException], None] | None = None,
         on_restored: Callable[[int], None] | None = None,
         open_store: Callable[[ReplicaConfig], tuple[Journal, SnapshotStore]] | None = None,
+        make_transport: Callable[..., Transport] = Transport,
+        clock: Callable[[], float] = time.monotonic,
+        draw: random.Random | None = None,
     ) -> None:
+        """The last four are for simulations: a disk, links, a clock (the loop's own) and dice."""
         self.config = config
         self.machine = machine
         self.on_applied = on_applied
@@ -59,6 +64,9 @@ class Replica:
         self.on_restored = on_restored
         self.fatal: BaseException | None = None
         self._open_store = open_store or open_real_store
+        self._make_transport = make_transport
+        self._clock = clock
+        self._draw = draw or random.Random(secrets.randbits(128))
         self._engine: Engine | None = None
         self._transport: Transport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -76,7 +84,7 @@ class Replica:
         """Open the store, replay, listen. Raises what is wrong with either; then nothing runs."""
         config = self.config
         self._loop = asyncio.get_running_loop()
-        transport = Transport(
+        transport = self._make_transport(
             node_id=config.node_id,
             role=config.role,
             cluster_id=config.cluster_id,
@@ -100,13 +108,18 @@ class Replica:
                 snapshots=snapshots,
                 links=transport,
                 host=self,
-                clock=time.monotonic,
-                random=random.Random(),
+                clock=self._clock,
+                random=self._draw,
                 timings=config.timings,
                 limits=config.limits,
             )
             self._proposals = Proposals(
-                self._loop, self.wake, self._engine.term_applied, config.pending_max, config.pending_bytes_max
+                self._loop,
+                self.wake,
+                self._engine.term_applied,
+                config.pending_max,
+                config.pending_bytes_max,
+                self._draw.randrange(INDEX_MAX) + 1,
             )
             self._transport = transport
             await transport.start()
@@ -269,7 +282,7 @@ class Replica:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = at
-            self._timer = loop.call_later(max(0.0, at - time.monotonic()), self._on_timer)
+            self._timer = loop.call_later(max(0.0, at - self._clock()), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer, self._timer_at = None, float("inf")
@@ -277,7 +290,7 @@ class Replica:
         if engine is None or engine.stopped or loop is None:
             return
         at = engine.deadline()
-        if at <= time.monotonic():
+        if at <= self._clock():
             self._step()
         elif at != float("inf"):
             self._arm(at, loop)

@@ -13,9 +13,8 @@ forgotten its votes too.
 from __future__ import annotations
 
 import logging
-import os
-from pathlib import Path
 
+from raft.files import OS_FILES, Files
 from raft.journal import Journal, JournalDamaged
 from raft.journal_quarantine import quarantine
 from raft.replica_config import ReplicaConfig
@@ -30,14 +29,14 @@ class StoreLost(Exception):
     """There was a store here, and it is gone."""
 
 
-def open_store(config: ReplicaConfig) -> tuple[Journal, SnapshotStore]:
+def open_store(config: ReplicaConfig, files: Files = OS_FILES) -> tuple[Journal, SnapshotStore]:
     """The journal and the snapshots of a replica, whole and aligned; healed by moving a damaged store aside."""
     try:
-        journal, snapshots = _open(config)
+        journal, snapshots = _open(config, files)
     except (JournalDamaged, SnapshotDamaged, SnapshotGap, StoreLost) as damage:
         if not config.peers:
             raise
-        moved = _move_aside(config)
+        moved = _move_aside(config, files)
         _log.critical(
             "the store of %s cannot be believed (%s); it was moved to %s, and the replica learns anew from its "
             "peers, without a vote until it has caught up",
@@ -45,19 +44,19 @@ def open_store(config: ReplicaConfig) -> tuple[Journal, SnapshotStore]:
             damage,
             moved,
         )
-        journal, snapshots = _open(config)
-    _mark_initialised(config.data_dir)
+        journal, snapshots = _open(config, files)
+    _mark_initialised(str(config.data_dir), files)
     return journal, snapshots
 
 
-def _open(config: ReplicaConfig) -> tuple[Journal, SnapshotStore]:
-    snapshots = SnapshotStore(config.data_dir / "snapshots", cluster_id=config.cluster_id)
-    journal = Journal.open(config.data_dir / "journal", cluster_id=config.cluster_id)
+def _open(config: ReplicaConfig, files: Files) -> tuple[Journal, SnapshotStore]:
+    snapshots = SnapshotStore(config.data_dir / "snapshots", files=files, cluster_id=config.cluster_id)
+    journal = Journal.open(config.data_dir / "journal", files=files, cluster_id=config.cluster_id)
     try:
         header = snapshots.header()
         check_alignment(journal, header)
         empty = not len(journal) and not journal.getCurrentTerm() and header is None
-        if empty and not journal.rejoining and (config.data_dir / INITIALISED).exists():
+        if empty and not journal.rejoining and files.exists(f"{config.data_dir}/{INITIALISED}"):
             raise StoreLost(f"{config.data_dir / 'journal'} is empty, and this replica was in use before")
     except BaseException:
         journal.close()
@@ -65,26 +64,22 @@ def _open(config: ReplicaConfig) -> tuple[Journal, SnapshotStore]:
     return journal, snapshots
 
 
-def _move_aside(config: ReplicaConfig) -> str:
+def _move_aside(config: ReplicaConfig, files: Files) -> str:
     # The journal first: it leaves the marker that withholds the vote, whatever happens after.
-    moved = quarantine(config.data_dir / "journal")
-    folder = config.data_dir / "snapshots"
-    for name in os.listdir(folder) if folder.exists() else ():
-        os.replace(folder / name, Path(moved) / f"snapshot-{name}")
+    moved = quarantine(config.data_dir / "journal", files)
+    folder = f"{config.data_dir}/snapshots"
+    for name in files.list(folder):
+        files.rename(f"{folder}/{name}", f"{moved}/snapshot-{name}")
     return moved
 
 
-def _mark_initialised(directory: Path) -> None:
-    marker = directory / INITIALISED
-    if marker.exists():
+def _mark_initialised(directory: str, files: Files) -> None:
+    marker = f"{directory}/{INITIALISED}"
+    if files.exists(marker):
         return
-    descriptor = os.open(marker, os.O_CREAT | os.O_WRONLY, 0o600)
+    file = files.open(marker, create=True)
     try:
-        os.fsync(descriptor)
+        file.fsync()
     finally:
-        os.close(descriptor)
-    folder = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        file.close()
+    files.sync_directory(directory)
