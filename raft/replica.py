@@ -358,6 +358,7 @@ class Replica:
                 PeerStatus(peer.name, peer.role, peer.connected, engine.match_index(peer.name), peer.counters)
                 for peer in transport.peers.values()
             ),
+            refused=dict(transport.refused),
         )
 
 

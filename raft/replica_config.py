@@ -81,3 +81,5 @@ class ReplicaStatus:
     strangers: int
     fatal: str | None
     peers: tuple[PeerStatus, ...]
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """Connections refused, by reason (raft/tls.py, raft/transport.py); the strangers are those who dialled us."""
