@@ -60,7 +60,7 @@ class Submitter(Generic[P, R]):
         client, options = self._app.client, self._options
         keys = () if options.key is None else (options.key,)
         ids = client.send(self.handler.name, [body], queue=self._queue, ttr_ms=options.ttr_ms, keys=keys)
-        return Handle(client, next(iter(ids)), signature.decode_result)
+        return Handle(client, next(iter(ids)), signature)
 
     async def submit_async(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """``submit``, in a thread: the event loop goes on while the disk writes."""
@@ -87,7 +87,7 @@ class Submitter(Generic[P, R]):
         chunks: Iterable[list[bytes]] = self._chunks(items)
         if isinstance(items, Sequence):
             chunks = list(chunks)
-        client, convert = self._app.client, self.handler.signature.decode_result
+        client, signature = self._app.client, self.handler.signature
         wanted = iter(keys) if keys is not None else None
         try:
             for bodies in chunks:
@@ -100,9 +100,9 @@ class Submitter(Generic[P, R]):
                     )
                 )
         except (SubmitFailed, UnknownSubmit) as error:
-            error.submitted = Handles(client, parts, convert)
+            error.submitted = Handles(client, parts, signature)
             raise
-        return Handles(client, parts, convert)
+        return Handles(client, parts, signature)
 
     @property
     def _queue(self) -> str:

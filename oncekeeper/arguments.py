@@ -185,6 +185,11 @@ class Signature:
         """The same arguments, all by name."""
         return dict(zip(self._names, arguments.args, strict=False)) | arguments.kwargs
 
+    @property
+    def returns_nothing(self) -> bool:
+        """Whether the handler says that it returns None, so that its result is known beforehand."""
+        return self._result_type is type(None)
+
     def decode_result(self, result: Any) -> Any:
         """A plain JSON value as the type that the handler says it returns; as it is if it does not fit."""
         try:

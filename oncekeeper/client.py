@@ -150,7 +150,7 @@ class Client:
         return Handles(self, [ids])
 
     def queue_of(self, handler: str) -> str:
-        """The queue that the application gives a handler. The queue is a part of what a key names: no guess will do.
+        """The queue that the application gives a handler. A key names a task within its queue: no guess will do.
 
         Raises InvalidTask for a handler that the application does not have, and ClusterUnreachable.
         """

@@ -11,7 +11,7 @@ that a task costs a fraction of a microsecond in either direction.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -82,7 +82,7 @@ class _Wire(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     body: msgspec.Raw
     v: int = MESSAGE_VERSION
     id: str | None = None
-    queue: str = "default"
+    queue: str | None = None
     due: str | None = None
     ttr_ms: int = 0
     attempt: int = 1
@@ -168,8 +168,12 @@ def explain(error: Exception, whole: str) -> tuple[str, str]:
 # --- one task -----------------------------------------------------------------------------------------------
 
 
-def validate_message(raw: bytes | msgspec.Raw) -> Message:
-    """The message in ``raw``, or InvalidTask naming the field and the rule. Never parses the body."""
+def validate_message(raw: bytes | msgspec.Raw, queues: Mapping[str, str] | None = None) -> Message:
+    """The message in ``raw``, or InvalidTask naming the field and the rule. Never parses the body.
+
+    ``queues``: each handler's own, for messages that name none. It is filled in before the id is made of the key:
+    the queue is a part of what a key names.
+    """
     try:
         wire = _decode_wire(raw)
     except UNDECODABLE as error:
@@ -177,8 +181,9 @@ def validate_message(raw: bytes | msgspec.Raw) -> Message:
     if wire.v != MESSAGE_VERSION:
         raise InvalidTask("v", f"this version understands {MESSAGE_VERSION}, not {wire.v}")
     body = bytes(wire.body)
+    queue = wire.queue if wire.queue is not None else (queues or {}).get(wire.handler, "default")
     key, task_id = wire.key or "", None
-    check_options(wire.handler, wire.queue, wire.ttr_ms, key if wire.key is not None else None)
+    check_options(wire.handler, queue, wire.ttr_ms, key if wire.key is not None else None)
     check_body(body)
     if wire.attempt < 1:
         raise InvalidTask("attempt", f"must be 1 or more, not {wire.attempt}")
@@ -188,12 +193,11 @@ def validate_message(raw: bytes | msgspec.Raw) -> Message:
         except ValueError as error:
             raise InvalidTask("id", str(error)) from None
     if wire.key is not None:
-        expected = keyed_id(wire.queue, wire.key)
+        expected = keyed_id(queue, wire.key)
         if task_id is not None and task_id != expected:
             raise InvalidTask(
                 "id",
-                f"{wire.id} disagrees with key={wire.key!r} of queue {wire.queue!r}: "
-                f"that is {id_text(expected)}",
+                f"{wire.id} disagrees with key={wire.key!r} of queue {queue!r}: that is {id_text(expected)}",
             )
         task_id = expected
     if wire.traceparent and not _TRACEPARENT.fullmatch(wire.traceparent):
@@ -202,7 +206,7 @@ def validate_message(raw: bytes | msgspec.Raw) -> Message:
         handler=wire.handler,
         body=body,
         id=task_id,
-        queue=wire.queue,
+        queue=queue,
         ttr_ms=wire.ttr_ms,
         due_ms=parse_time(wire.due, "due"),
         attempt=wire.attempt,

@@ -94,6 +94,14 @@ class TaskCancelled(TaskFailed):
         super().__init__(text, "cancelled")
 
 
+class ResultLost(OncekeeperError):
+    """The task took effect, once; what it returned is not known any more.
+
+    Its worker or node died before it could tell, and evidence settled the task; or its history is gone; or what
+    it returned could not be kept (no JSON form, too large).
+    """
+
+
 class AlreadyExecuted(OncekeeperError):
     """The task's mark stands already: the transaction was rolled back; the task is done, by evidence."""
 

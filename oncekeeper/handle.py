@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from dedup.ids import Ids, TaskId, id_text
+from oncekeeper.errors import ResultLost
 
 if TYPE_CHECKING:
+    from oncekeeper.arguments import Signature
     from oncekeeper.client import Client
 
+D = TypeVar("D")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-Convert = Callable[[Any], Any]
+_RAISE: Any = object()
 
 
 class Handle(Generic[R_co]):
     """One submitted task. ``id`` is the text form that the command line takes."""
 
-    __slots__ = ("_client", "_convert", "task_id")
+    __slots__ = ("_client", "_signature", "task_id")
 
-    def __init__(self, client: Client, task_id: TaskId, convert: Convert | None = None) -> None:
+    def __init__(self, client: Client, task_id: TaskId, signature: Signature | None = None) -> None:
         self._client = client
-        self._convert = convert
+        self._signature = signature
         self.task_id = task_id
 
     @property
@@ -35,13 +38,26 @@ class Handle(Generic[R_co]):
         """waiting, delayed, running, suspect, executed, dead or cancelled."""
         return str(self._client.task(self.task_id)["state"])
 
-    def result(self, timeout: float | None = None) -> R_co:
+    @overload
+    def result(self, timeout: float | None = None) -> R_co: ...
+    @overload
+    def result(self, timeout: float | None = None, *, default: D) -> R_co | D: ...
+    def result(self, timeout: float | None = None, *, default: Any = _RAISE) -> Any:
         """What the handler returned. Waits up to ``timeout`` seconds (None: as long as it takes).
 
-        Raises TaskFailed (dead letter), TaskCancelled or ResultTimeout.
+        Raises TaskFailed (dead letter), TaskCancelled or ResultTimeout; and ResultLost if the task took effect but
+        what it returned is not known any more, unless there is a ``default`` for that, or the handler's
+        annotation says that it returns None.
         """
-        result = self._client.result(self.task_id, timeout)
-        return self._convert(result) if self._convert else result  # type: ignore[no-any-return]
+        try:
+            result = self._client.result(self.task_id, timeout)
+        except ResultLost:
+            if default is not _RAISE:
+                return default
+            if self._signature is not None and self._signature.returns_nothing:
+                return None
+            raise
+        return self._signature.decode_result(result) if self._signature is not None else result
 
     def cancel(self) -> str:
         """Delete the task before it starts; its state afterwards. Refused if it runs or is in doubt."""
@@ -68,9 +84,9 @@ class Handle(Generic[R_co]):
 class Handles(Sequence[Handle[R]]):
     """The handles of many tasks, in the order in which they were submitted; each is made when it is asked for."""
 
-    def __init__(self, client: Client, parts: Sequence[Ids], convert: Convert | None = None) -> None:
+    def __init__(self, client: Client, parts: Sequence[Ids], signature: Signature | None = None) -> None:
         self._client = client
-        self._convert = convert
+        self._signature = signature
         self.parts = tuple(part for part in parts if len(part))
         self._ends: list[int] = []
         for part in self.parts:
@@ -84,7 +100,7 @@ class Handles(Sequence[Handle[R]]):
         return self._ends[-1] if self._ends else 0
 
     def __iter__(self) -> Iterator[Handle[R]]:
-        return (Handle(self._client, task_id, self._convert) for task_id in self.ids())
+        return (Handle(self._client, task_id, self._signature) for task_id in self.ids())
 
     @overload
     def __getitem__(self, at: int) -> Handle[R]: ...
@@ -95,12 +111,12 @@ class Handles(Sequence[Handle[R]]):
             start, stop, step = at.indices(len(self))
             if step != 1:
                 raise ValueError(f"step={step} must be 1: runs of ids stay runs")
-            return Handles(self._client, self._between(start, stop), self._convert)
+            return Handles(self._client, self._between(start, stop), self._signature)
         place = at + len(self) if at < 0 else at
         if not 0 <= place < len(self):
             raise IndexError(f"{at} is not among {len(self)} handles")
         (part,) = self._between(place, place + 1)
-        return Handle(self._client, next(iter(part)), self._convert)
+        return Handle(self._client, next(iter(part)), self._signature)
 
     def _between(self, start: int, stop: int) -> list[Ids]:
         found: list[Ids] = []

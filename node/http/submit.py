@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from aiohttp import web
@@ -93,10 +93,11 @@ class Submission:
 
     async def post(self, node: NodeFacade, request: web.Request) -> web.Response:
         raw = await read_body(request)
+        queues = {name: info.queue for name, info in self._node.handlers.items()}
         if len(raw) > PARSED_HERE_BYTES:
-            messages, bulk = await asyncio.to_thread(_messages, request, raw)
+            messages, bulk = await asyncio.to_thread(_messages, request, raw, queues)
         else:
-            messages, bulk = _messages(request, raw)
+            messages, bulk = _messages(request, raw, queues)
         self._check_handlers(messages, bulk)
         await self._check_bodies(messages, bulk)
         await self._check_ids(messages, bulk)
@@ -220,7 +221,7 @@ def _bad(at: int, bulk: bool, field: str, rule: str) -> ApiError:
     return ApiError(400, f"{where}: {rule}", where)
 
 
-def _messages(request: web.Request, raw: bytes) -> tuple[list[Message], bool]:
+def _messages(request: web.Request, raw: bytes, queues: Mapping[str, str]) -> tuple[list[Message], bool]:
     parts, bulk = _parts(request.content_type, raw)
     if not parts:
         raise ApiError(400, "tasks: there is none", "tasks")
@@ -233,7 +234,7 @@ def _messages(request: web.Request, raw: bytes) -> tuple[list[Message], bool]:
     messages: list[Message] = []
     for at, part in enumerate(parts):
         try:
-            message = validate_message(part)
+            message = validate_message(part, queues)
         except InvalidTask as error:
             raise _bad(at, bulk, error.field, error.rule) from None
         if message.attempt != 1:

@@ -19,7 +19,7 @@ from node.facade import NodeFacade
 from node.http.peers import ask_all
 from node.http.status import fresh
 from node.http.wire import ApiError, path_id, query_flag, query_int, reply, when
-from node.records import Attempt, Ending, RecordedEvent
+from node.records import Attempt, Ending, EventKind, RecordedEvent
 from oncekeeper.envelope import TaskBatch, decode_task
 from oncekeeper.errors import InvalidTask
 from oncekeeper.log.port import Aside, Located, TaskLog
@@ -27,8 +27,7 @@ from raft.ledger import TaskState
 
 WAIT_MS_MAX = 60_000
 # An executed task's history may reach its node's records a moment after the ledger here knows of it.
-RESULT_TRIES = 10
-RESULT_TRY_MS = 50
+RESULT_PAUSES_MS = (50, 50, 100, 200, 400, 600, 600)
 
 
 class History(msgspec.Struct, frozen=True):
@@ -263,21 +262,33 @@ async def _must_exist(node: NodeFacade, task_id: TaskId) -> None:
 async def _result(node: NodeFacade, task_id: TaskId) -> dict[str, Any]:
     """Of the attempt that is known to have finished. Its own node remembers it; no other does."""
     silent: dict[str, str] = {}
-    for number in range(RESULT_TRIES):
+    by_evidence = await asyncio.to_thread(_settled_by_evidence, node, task_id)
+    for pause_ms in (*RESULT_PAUSES_MS, 0):
         attempts, silent = await _attempts(node, task_id)
         finished = [a for a in attempts if a.ending is Ending.DONE]
         # A session that lapsed in the end: its word was taken as testimony, and its result is the result.
         finished = finished or [a for a in attempts if a.ending is Ending.LAPSED and not a.error]
         if finished:
             last = finished[-1]
+            if (
+                last.error and not last.results
+            ):  # done all the same; of DONE, an error says why no result was kept
+                return {"known": False, "note": f"it took effect, and {last.error}", "unreachable": []}
             return {"known": True, "result": msgspec.Raw(last.results[0]) if last.results else None}
         if silent:
             break  # it may be theirs to tell, and each look costs their whole timeout: the caller asks again
-        if number + 1 < RESULT_TRIES:
-            await asyncio.sleep(RESULT_TRY_MS / 1000)
+        if by_evidence or not pause_ms:
+            break  # nobody is going to tell
+        await asyncio.sleep(pause_ms / 1000)
     missing = f" (no answer from {', '.join(sorted(silent))})" if silent else ""
     note = "it is executed, and no result is recorded: it was settled by evidence, or its history is lost"
     return {"known": False, "note": note + missing, "unreachable": sorted(silent)}
+
+
+def _settled_by_evidence(node: NodeFacade, task_id: TaskId) -> bool:
+    """Every node records the ledger's decisions, this one too. Blocks on the disk."""
+    events = node.records.events(task_id)
+    return any(event.kind is EventKind.RESOLVED and event.what == "executed" for event in events)
 
 
 async def _last_error(node: NodeFacade, task_id: TaskId) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dedup.ids import Ids, id_text, keyed_id
+from dedup.ids import Ids, id_text, keyed_id, parse_id
 from node.config import Address
 from node.http.peers import PeerClient
 from node.http.server import HttpServer
@@ -17,7 +17,7 @@ from node.records import Attempt, Ending
 from oncekeeper.envelope import encode_task
 from oncekeeper.log.port import Aside, UnknownAppend, Unsent
 from raft.commands import AllocateIds, Cancel, Result, Rule, Verdict
-from tests.support.http_node import NOW_MS, TOKEN, Caller, FakeNode, one, run, settled
+from tests.support.http_node import NOW_MS, TOKEN, Caller, FakeNode, handler, one, run, settled
 
 TASK = {"handler": "shop.charge", "body": {"order_id": 1}}
 
@@ -129,6 +129,22 @@ def test_a_key_submitted_again_is_one_task(node: FakeNode) -> None:
         answer = await call.post("/v1/tasks", keyed)
         assert answer.body == {"ids": [id_text(task_id)], "duplicates": 1}
         assert len(node.log.find(task_id)) == 1, "what is executed needs no second place in the log"
+
+    run(node, test)
+
+
+def test_a_task_that_names_no_queue_goes_to_its_handlers_own(node: FakeNode) -> None:
+    node.handlers = {"shop.charge": handler("shop.charge", queue="mail")}
+
+    async def test(call: Caller) -> None:
+        answer = await call.post(
+            "/v1/tasks", {"tasks": [TASK, TASK | {"key": "k"}, TASK | {"queue": "other"}]}
+        )
+        assert answer.body["ids"][1] == id_text(keyed_id("mail", "k"))
+        queues = [node.log.find(parse_id(text))[0].batch.queue for text in answer.body["ids"]]
+        assert queues == ["mail", "mail", "other"]
+        wrong = TASK | {"key": "k", "id": id_text(keyed_id("default", "k"))}
+        assert (await call.post("/v1/tasks", wrong)).body["field"] == "id"
 
     run(node, test)
 
@@ -407,6 +423,25 @@ def test_a_result_is_fetched_from_the_node_that_ran_the_task(node: FakeNode) -> 
         )
         answer = await call.get("/v1/tasks/1/result?wait_ms=-1")
         assert (answer.status, answer.body["field"]) == (400, "wait_ms")
+
+    run(node, test)
+
+
+def test_a_result_that_was_lost_or_could_not_be_kept_is_not_known(node: FakeNode) -> None:
+    async def test(call: Caller) -> None:
+        await call.post("/v1/tasks", {"tasks": [TASK, TASK]})
+        session = node.join()
+        node.settle(session, one(1), Result.DOUBT)
+        node.apply(Rule(one(1), Verdict.EXECUTED, "check", "the check found its effect"))
+        body = (await call.get("/v1/tasks/1/result")).body
+        assert (body["state"], body["known"]) == ("executed", False)
+        assert "settled by evidence" in body["note"]
+        fence = node.settle(session, one(2), Result.DONE)
+        error = "the result was dropped: it has no JSON form"
+        ended = Attempt(one(2), "default", "shop.charge", "n2", fence, 1, 1, 1, 2, Ending.DONE, None, error)
+        node.records.add_attempts([ended])
+        body = (await call.get("/v1/tasks/2/result")).body
+        assert (body["known"], body["note"]) == (False, f"it took effect, and {error}")
 
     run(node, test)
 

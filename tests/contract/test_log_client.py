@@ -334,7 +334,13 @@ def test_a_result_whose_node_is_starting_again_is_waited_for(start: Start, token
 
 
 def test_a_result_that_nobody_recorded_is_told_apart_from_none(start: Start, token: None) -> None:
-    lost = {"state": "executed", "result": None, "known": False, "unreachable": [], "note": "it is gone"}
+    lost: dict[str, Any] = {
+        "state": "executed",
+        "result": None,
+        "known": False,
+        "unreachable": [],
+        "note": "it is gone",
+    }
     node = start(answering((200, lost))[0])
     with pytest.raises(ResultLost, match="task 7 took effect; its result is lost: it is gone"):
         Client(node.url).handle(7).result(timeout=30)
@@ -346,7 +352,7 @@ def test_a_result_that_nobody_recorded_is_told_apart_from_none(start: Start, tok
     def tidy() -> None: ...
 
     # What returns nothing loses nothing.
-    assert Handle[None](app.client, 7, app.handlers["shop.tidy"].signature).result() is None  # type: ignore[func-returns-value]
+    assert Handle[None](app.client, 7, app.handlers["shop.tidy"].signature).result() is None
 
 
 def test_a_task_submitted_by_name_goes_to_its_handlers_own_queue(tmp_path: Path, start: Start) -> None:
@@ -357,7 +363,7 @@ def test_a_task_submitted_by_name_goes_to_its_handlers_own_queue(tmp_path: Path,
     (two,) = client.submit_many("shop.charge", [{}], keys=["k"])
     assert two.task_id == keyed_id("mail", "k")
     assert node.calls.count(("GET", "/v1/handlers")) == 1
-    with pytest.raises(InvalidTask, match="handler: 'shop.none' is not registered; the application has: shop.ch"):
+    with pytest.raises(InvalidTask, match="'shop.none' is not registered; the application has: shop"):
         client.submit("shop.none", {})
 
 
@@ -445,4 +451,4 @@ def test_a_log_of_another_cluster_is_refused(tmp_path: Path) -> None:
     described = json.loads((directory / "cluster.json").read_text())
     (directory / "cluster.json").write_text(json.dumps({**described, "cluster_id": "other"}))
     with pytest.raises(LogUnusable, match=r"belongs to cluster c+, not to other"):
-        Client(directory).submit("shop.charge", {})
+        Client(directory).submit("shop.charge", {}, queue="mail")

@@ -78,6 +78,8 @@ def working(node: ScriptedNode, call: str, body: bytes, query: Mapping[str, str]
         tasks = [json.loads(line) for line in body.splitlines()]
         node.tasks += tasks
         return 200, {"ids": [task["id"] for task in tasks], "duplicates": 0}
+    if call == "GET /v1/handlers":
+        return 200, {"app": "shop:app", "handlers": [{"name": "shop.charge", "queue": "mail"}]}
     return 404, {"error": f"no route {call}", "field": None}
 
 
