@@ -15,7 +15,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,7 @@ class Evidence:
     why: str = ""  # what is missing, if not complete
 
 
-class _Unsound(Exception):
+class Unsound(Exception):
     """A journal that cannot be read in full."""
 
 
@@ -94,15 +94,20 @@ def read_testimony(work_dir: Path, incarnation: int, wait_s: float = 10.0) -> Ev
         return Evidence(False, (), f"{directory / MANIFEST} is damaged: {error}")
     if manifest.format != 1 or manifest.incarnation != incarnation:
         return Evidence(False, (), f"{directory / MANIFEST} is not format 1 of incarnation {incarnation}")
-    if manifest.boot_id != layout.read_boot_id():
-        return Evidence(False, (), "the machine was restarted since: unsynced marks prove nothing")
     deadline = time.monotonic() + wait_s
+    return weigh(manifest, layout.read_boot_id(), lambda name: _read_file(directory / name, deadline))
+
+
+def weigh(manifest: Manifest, boot_id: str, read: Callable[[str], bytes]) -> Evidence:
+    """What the journals that the manifest names prove; ``read`` raises OSError or Unsound."""
+    if manifest.boot_id != boot_id:
+        return Evidence(False, (), "the machine was restarted since: unsynced marks prove nothing")
     missing: list[str] = []
     found: list[tuple[int, Ids, bytes]] = []
     for name in manifest.files:
         try:
-            found.extend(_read_file(directory / name, manifest, deadline, missing))
-        except (_Unsound, OSError) as error:
+            found.extend(_records(name, read(name), manifest, missing))
+        except (Unsound, OSError) as error:
             # The rest of this file is lost as evidence; what the other files say still stands.
             missing.append(f"{name}: {error}")
     facts = _merge(found)
@@ -111,20 +116,21 @@ def read_testimony(work_dir: Path, incarnation: int, wait_s: float = 10.0) -> Ev
     return Evidence(not missing, tuple(facts), "; ".join(missing))
 
 
-def _read_file(
-    path: Path, manifest: Manifest, deadline: float, missing: list[str]
-) -> list[tuple[int, Ids, bytes]]:
+def _read_file(path: Path, deadline: float) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _await_lock(fd, deadline)
-        data = os.pread(fd, os.fstat(fd).st_size, 0)
+        return os.pread(fd, os.fstat(fd).st_size, 0)
     finally:
         os.close(fd)
+
+
+def _records(name: str, data: bytes, manifest: Manifest, missing: list[str]) -> list[tuple[int, Ids, bytes]]:
     header = layout.pack_header(len(data), manifest.incarnation, manifest.boot_id)
     if len(data) < layout.DATA_AT or data[: len(header)] != header:
-        raise _Unsound("the header is damaged")
+        raise Unsound("the header is damaged")
     if data[layout.LOSSY_AT]:
-        missing.append(f"{path.name}: records were dropped for want of room")
+        missing.append(f"{name}: records were dropped for want of room")
     found = []
     for entry in range(layout.ENTRY_COUNT):
         at = layout.ENTRIES_AT + layout.ENTRY_BYTES * entry
@@ -132,8 +138,8 @@ def _read_file(
             continue
         try:
             record = _read_entry(data, at + 8)
-        except _Unsound as error:
-            missing.append(f"{path.name}: entry {entry}: {error}")
+        except Unsound as error:
+            missing.append(f"{name}: entry {entry}: {error}")
             continue
         if record is not None:
             found.append(record)
@@ -146,7 +152,7 @@ def _await_lock(fd: int, deadline: float) -> None:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise _Unsound("a worker of that incarnation is still running") from None
+                raise Unsound("a worker of that incarnation is still running") from None
             time.sleep(LOCK_POLL_S)
         else:
             return
@@ -157,12 +163,12 @@ def _read_entry(data: bytes, at: int) -> tuple[int, Ids, bytes] | None:
     keys_at = data_at + layout.RUN.size * runs
     states_at = keys_at + KEY_BYTES * keys
     if data_at < layout.DATA_AT or states_at + count > len(data):
-        raise _Unsound("it points outside of the file")
+        raise Unsound("it points outside of the file")
     if crc != layout.entry_crc(fence, mode, data_at, runs, keys, count, data[data_at:states_at]):
-        raise _Unsound("its checksum does not match")
+        raise Unsound("its checksum does not match")
     states = data[states_at : states_at + count]
     if states and max(states) > State.FAILED:
-        raise _Unsound("a state byte is out of range")
+        raise Unsound("a state byte is out of range")
     if mode != Mode.RUN:
         return None  # checks and validations take no effect: nothing to testify
     return (
