@@ -97,6 +97,9 @@ SETTINGS = {
     "crash_at": Setting(
         "for tests of recovery: STEP or STEP:N, kill this node when it comes there (N times)"
     ),
+    "record_history": Setting(
+        "for checkers of whole histories: a file that gets a line for what is asked and heard"
+    ),
     "history_queue_max": Setting("history records that may wait for the disk; then intake pauses", 100),
 }
 
@@ -132,6 +135,7 @@ class NodeConfig:
     history_keep_ms: int = 7 * DAY_MS
     history_queue_max: int = 100_000
     crash_at: str = ""
+    record_history: str = ""
 
     @property
     def secret_path(self) -> Path:

@@ -31,6 +31,7 @@ from node.running import RunningNode
 from node.session import SessionKeeper
 from node.testify import lives, testimonies
 from node.views import CoordinatorSettings
+from node.witness import witness
 from node.workers.events import (
     GuardRestarted,
     PoolEvent,
@@ -103,11 +104,12 @@ class Service:
             self.clock,
             parts.next_incarnation,
             on_joined=self._joined,
-            on_lease=lambda deadline_ms: self.pools.set_lease(deadline_ms * 1_000_000),
+            on_lease=self._leased,
             on_fenced=self._fenced,
         )
         self.notes: dict[str, str] = {}
         self.crash = CrashPoint(config.crash_at)
+        self.witness = witness(config.record_history, config.node_id)
         self.face = RunningNode(self)
         self.http = parts.make_http(self.face)
         self._events: deque[m.Event] = deque()
@@ -212,6 +214,11 @@ class Service:
         self._assign()
         self._spawn(self._testify(incarnation))
 
+    def _leased(self, deadline_ms: int) -> None:
+        self.pools.set_lease(deadline_ms * 1_000_000)
+        # For checkers: not when work must stop, but when the session can lapse.
+        self.witness.lease(self.session.session, deadline_ms + self.config.fence_margin_ms)
+
     def _fenced(self) -> None:
         # Kill first: everything after may take time that the lease no longer has.
         self.pools.kill_all()
@@ -303,7 +310,9 @@ class Service:
         settles = any(isinstance(command, Settle) for command in commands)
         self.crash.reached("before_claim", claims)
         self.crash.reached("before_settle", settles)
+        op = self.witness.called(commands)
         effects = await self.proposer.propose(commands)
+        self.witness.answered(op, effects)
         self.crash.reached("after_claim", claims)
         self.crash.reached("after_settle", settles)
         self._feed(m.Answers(ticket, effects.answers))
@@ -394,6 +403,7 @@ class Service:
         assert isinstance(result, Effects)
         if result.repeated:
             return
+        self.witness.applied(result)
         if result.events:
             events = recorded(result, self.clock.wall_ms())
             if events:
@@ -485,6 +495,7 @@ class Service:
         if positions:
             self.crash.reached("before_commit")
             await self._with_disk(lambda log: log.commit(positions))
+            self.witness.committed(positions)
             self.crash.reached("after_commit")
 
     # --- what people see ------------------------------------------------------------------------------------
