@@ -16,6 +16,7 @@ from node.parts import ReplicaPart
 from raft.codec import encode_proposal
 from raft.commands import Command, Effects, Proposal
 from raft.proposals import Applied, Refused, Unknown
+from raft.transport import OBSERVER, VOTER
 
 ASK_MS = 1_000  # how long one asking waits for its answer
 PAUSE_MS = 30  # before asking again: about the time in which a follower hears of a new leader
@@ -27,6 +28,15 @@ class Proposer:
         self._replica = replica
         self._name = name
         self._sequences = itertools.count(1)
+
+    @property
+    def reaches_majority(self) -> bool:
+        """Whether links stand to enough voters for anything to be decided now."""
+        status = self._replica.status()
+        voters = [peer.connected for peer in status.peers if peer.role == VOTER]
+        if status.role != OBSERVER:
+            voters.append(True)
+        return 2 * sum(voters) > len(voters)
 
     async def propose(self, commands: tuple[Command, ...], timeout_ms: int | None = None) -> Effects:
         """Ask until it is known. Raises Unavailable (surely not applied) or OutcomeUnknown at ``timeout_ms``."""

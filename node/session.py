@@ -24,6 +24,9 @@ from raft.commands import Gone, Heartbeat, Join, Joined, Leave, Rejected, Renewe
 
 _log = logging.getLogger("oncekeeper.session")
 
+LEAVE_MS = 2_000
+LEAVE_LOOK_S = 0.05
+
 
 def next_incarnation(directory: Path, at_least: int = 0) -> int:
     """One more than any before, durable before it is used. The epoch's seconds, should the disk be lost."""
@@ -84,16 +87,25 @@ class SessionKeeper:
             await self._beat()
 
     async def leave(self) -> None:
-        """Close the session, after the work has ended."""
+        """Close the session, after the work has ended. If that cannot be done it lapses by itself."""
         self._stopping = True
         session, self.session = self.session, 0
         if self._fence_timer is not None:
             self._fence_timer.cancel()
-        if session:
-            try:
-                await self._proposer.propose((Leave(session),), timeout_ms=2_000)
-            except (Unavailable, OutcomeUnknown) as error:
-                _log.warning("the session could not be closed, it will lapse: %s", error)
+        if not session:
+            return
+        asking = asyncio.ensure_future(self._proposer.propose((Leave(session),), timeout_ms=LEAVE_MS))
+        # The others may be on their way out too: the last to go has nobody left to tell, and must not linger.
+        while not asking.done() and self._proposer.reaches_majority:
+            await asyncio.wait({asking}, timeout=LEAVE_LOOK_S)
+        if not asking.done():
+            asking.cancel()
+            _log.warning("the session could not be closed, it will lapse: no majority of voters is linked")
+            return
+        try:
+            asking.result()
+        except (Unavailable, OutcomeUnknown) as error:
+            _log.warning("the session could not be closed, it will lapse: %s", error)
 
     async def _join(self) -> None:
         config = self._config
