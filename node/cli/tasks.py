@@ -18,6 +18,7 @@ from node.cli.connection import Api, connect, quoted
 from node.cli.output import (
     BAD_USAGE,
     DONE,
+    FAILED,
     CliError,
     ClusterOption,
     JsonOption,
@@ -49,6 +50,9 @@ class State(StrEnum):
 
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Digits, or k and 32 hexadecimal digits.")]
+IdArguments = Annotated[
+    list[str], typer.Argument(metavar="ID...", help="Digits, or k and 32 hexadecimal digits each.")
+]
 
 
 # --- submit ---------------------------------------------------------------------------------------
@@ -287,27 +291,40 @@ def _shown(value: Any) -> object:
 
 
 @task_app.command("cancel")
-def cancel(task_id: IdArgument, cluster: ClusterOption = None, json: JsonOption = False) -> int:
-    """Delete a task before it starts."""
-    path = task_path(task_id)
-    answer = connect(cluster).post(f"{path}/cancel", {"by": getpass.getuser()})
-    if json:
-        print_json(answer)
-    else:
-        print(f"{task_id} is cancelled: it will not start")
-    return DONE
+def cancel(task_ids: IdArguments, cluster: ClusterOption = None, json: JsonOption = False) -> int:
+    """Delete tasks before they start."""
+    return _steer("cancel", "is cancelled: it will not start", task_ids, cluster, json)
 
 
 @task_app.command("retry")
-def retry(task_id: IdArgument, cluster: ClusterOption = None, json: JsonOption = False) -> int:
-    """Let a dead or cancelled task run again, from its first attempt."""
-    path = task_path(task_id)
-    answer = connect(cluster).post(f"{path}/retry", {"by": getpass.getuser()})
+def retry(task_ids: IdArguments, cluster: ClusterOption = None, json: JsonOption = False) -> int:
+    """Let dead or cancelled tasks run again, from their first attempt."""
+    return _steer("retry", "may run again", task_ids, cluster, json)
+
+
+def _steer(verb: str, done: str, task_ids: list[str], cluster: str | None, json: bool) -> int:
+    """Ask for each task in turn. What one is refused does not keep the others from it, but fails the command."""
+    paths = {task_id: task_path(task_id) for task_id in task_ids}
+    api = connect(cluster)
+    who = {"by": getpass.getuser()}
+    answers: list[dict[str, Any]] = []
+    refused: list[CliError] = []
+    for task_id, path in paths.items():
+        try:
+            answers.append(api.post(f"{path}/{verb}", who))
+        except CliError as error:
+            if len(paths) == 1 or error.code != FAILED:
+                raise
+            refused.append(CliError(f"{task_id}: {error}", error.code, **error.details))
+            answers.append({"id": task_id, "error": str(error), **error.details})
+            continue
+        if not json:
+            print(f"{task_id} {done}")
     if json:
-        print_json(answer)
-    else:
-        print(f"{task_id} may run again")
-    return DONE
+        print_json(answers[0] if len(paths) == 1 else answers)
+    for each in refused:
+        note(str(each))
+    return FAILED if refused else DONE
 
 
 @task_app.command("list")

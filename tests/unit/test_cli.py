@@ -90,6 +90,24 @@ def test_nodes_without_a_quorum_are_unreachable_and_say_so(asking):
     assert "no quorum" in document["error"]
 
 
+@pytest.mark.parametrize("verb", ["cancel", "retry"])
+def test_several_tasks_are_steered_at_once_and_each_refusal_is_told(asking, verb):
+    late = {"error": "it is executed already", "field": None, "outcome": "too late"}
+    answers = {
+        f"POST /v1/tasks/1/{verb}": (200, {"id": "1"}),
+        f"POST /v1/tasks/2/{verb}": (409, late),
+        f"POST /v1/tasks/3/{verb}": (200, {"id": "3"}),
+    }
+    with serving(answers) as node:
+        code, document, said = asking("task", verb, "1", "2", "3", nodes=[node])
+        assert asking("task", verb, "1", nodes=[node])[:2] == (0, {"id": "1"})
+    assert code == 1
+    assert [(each["id"], each.get("error")) for each in document] == [
+        ("1", None), ("2", late["error"]), ("3", None),
+    ]  # fmt: skip
+    assert "2: it is executed already" in said
+
+
 def test_a_refusal_is_a_failure_with_its_field(asking):
     refusal = {"error": "handler: 'shop.x' is not registered", "field": "handler"}
     answers = {"POST /v1/ids": (200, {"start": 5, "count": 1}), "POST /v1/tasks": (400, refusal)}
