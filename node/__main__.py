@@ -67,13 +67,17 @@ def _run_loop(config: NodeConfig) -> int:
     from oncekeeper.errors import LogUnusable
     from raft.journal_recovery import JournalDamaged, JournalRefused
     from raft.snapshots import SnapshotDamaged, SnapshotGap, SnapshotRefused
+    from raft.store import StoreLost
 
     try:
         return _run_on_best_loop(run_node(config))
     except (LogUnusable, HistoryUnusable) as error:
         # A full disk is one of its reasons, so the supervisor tries again.
         raise ClusterError(str(error)) from error
-    except (JournalDamaged, JournalRefused, SnapshotDamaged, SnapshotGap, SnapshotRefused) as error:
+    except (JournalRefused, SnapshotRefused) as error:
+        raise Unfit(str(error)) from error
+    except (JournalDamaged, SnapshotDamaged, SnapshotGap, StoreLost) as error:
+        # Only in a cluster of one: else the store is moved aside, and its peers have everything.
         raise Unfit(str(error)) from error
 
 
