@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from node.cluster import http_token, read_secret
-from node.config import NodeConfig
+from node.config import ConfigError, NodeConfig
 from node.facade import NodeFacade
 from node.http.peers import PeerClient
 from node.http.server import HttpServer
@@ -23,6 +23,7 @@ from node.parts import Parts
 from node.records import Records, RecordsLimits
 from node.service import Service
 from node.session import next_incarnation
+from node.tls import NodeTls, load_tls
 from node.wake import Waker, listen
 from node.workers.events import PoolEvent, PoolSettings
 from node.workers.pools import WorkerPools
@@ -83,7 +84,10 @@ class WorkJournals:
         forget(self._directory, life)
 
 
-def replica_config(config: NodeConfig, secret: bytes) -> ReplicaConfig:
+def replica_config(config: NodeConfig, secret: bytes, tls: NodeTls | None = None) -> ReplicaConfig:
+    # The wish decides and not the certificates at hand: without them a node that wants TLS must not start.
+    if config.tls and tls is None:
+        raise ConfigError("tls=true, and no certificates were loaded", "tls")
     return ReplicaConfig(
         node_id=config.node_id,
         cluster_id=config.cluster_id,
@@ -95,6 +99,8 @@ def replica_config(config: NodeConfig, secret: bytes) -> ReplicaConfig:
             if name != config.node_id
         },
         data_dir=config.data_dir / "raft",
+        server_ssl=tls.link_server if tls and config.tls else None,
+        client_ssl=tls.link_client if tls and config.tls else None,
     )
 
 
@@ -110,8 +116,12 @@ def pool_settings(config: NodeConfig) -> PoolSettings:
 def real_parts(config: NodeConfig, secret: bytes) -> Parts:
     settings = pool_settings(config)
     token = http_token(secret)
+    tls = load_tls(config)
+    http_tls = tls if config.http_tls else None
     peers = PeerClient(
-        {name: str(peer.http) for name, peer in config.peers.items() if name != config.node_id}, token
+        {name: str(peer.http) for name, peer in config.peers.items() if name != config.node_id},
+        token,
+        http_tls.http_peers if http_tls else None,
     )
 
     def make_replica(
@@ -122,7 +132,7 @@ def real_parts(config: NodeConfig, secret: bytes) -> Parts:
         on_restored: Callable[[int], None],
     ) -> Replica:
         return Replica(
-            replica_config(config, secret),
+            replica_config(config, secret, tls),
             ledger,
             on_applied=on_applied,
             on_status=on_status,
@@ -140,7 +150,8 @@ def real_parts(config: NodeConfig, secret: bytes) -> Parts:
         return WorkerPools(config.app, app_dir, settings, work_dir, incarnation, on_reports, on_event)
 
     def make_http(face: NodeFacade) -> HttpServer:
-        return HttpServer(face, config.http, token)
+        names = {config.peers[config.node_id].http.host} | (http_tls.hosts if http_tls else set())
+        return HttpServer(face, config.http, token, frozenset(names), http_tls)
 
     return Parts(
         config=config,

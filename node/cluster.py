@@ -38,6 +38,8 @@ from node.config import (
 
 NODES_MAX = 9
 SECRET_BYTES = 32
+CERTS = "certs"  # the directory of the certificates, in the data directory
+HTTP_TLS_DEFAULT = False
 
 
 class ClusterError(Exception):
@@ -53,6 +55,9 @@ class Cluster:
     app: str
     app_dir: Path
     peers: Mapping[str, Peer]
+    tls: bool = False
+    http_tls: bool = False
+    certs_dir: Path = Path()
 
     def node_dir(self, node: str) -> Path:
         return self.dir / "nodes" / node
@@ -88,6 +93,8 @@ def create(
     app_dir: Path,
     log: str = "embedded",
     settings: Mapping[str, object] | None = None,
+    tls: bool = True,
+    http_tls: bool = HTTP_TLS_DEFAULT,
 ) -> Cluster:
     """Make a data directory. ``settings`` go to every node.toml. All is checked before it is written."""
     if not 1 <= nodes <= NODES_MAX:
@@ -111,6 +118,9 @@ def create(
         "partitions": 12,
         "bloom_seed": secrets.randbits(32),
         "session_timeout_ms": 4000,
+        "tls": tls,
+        "http_tls": http_tls,
+        "certs_dir": CERTS,
         "nodes": {
             name: {
                 "raft": f"127.0.0.1:{next(ports)}",
@@ -120,7 +130,7 @@ def create(
             for name in names
         },
     }
-    shared = {key: value for key, value in content.items() if key not in ("format", "nodes")}
+    shared = {key: value for key, value in content.items() if key not in ("format", "nodes", "certs_dir")}
     values = shared | {
         "peers": content["nodes"],
         "node_id": names[0],
@@ -133,6 +143,11 @@ def create(
     directory.chmod(0o700)
     write_atomically(directory / "secret", secrets.token_hex(SECRET_BYTES) + "\n", mode=0o600)
     (directory / "log").mkdir(exist_ok=True)
+    if tls or http_tls:
+        from node.certs import DAYS_UNWATCHED, CertFiles, make_all
+
+        cluster_id = str(content["cluster_id"])
+        make_all(CertFiles(directory / CERTS), cluster_id, dict.fromkeys(names, ()), days=DAYS_UNWATCHED)
     for name in names:
         home = directory / "nodes" / name
         home.mkdir(parents=True, exist_ok=True)
@@ -166,17 +181,24 @@ def open_cluster(directory: Path) -> Cluster:
         app=config.app,
         app_dir=config.app_dir,
         peers=config.peers,
+        tls=config.tls,
+        http_tls=config.http_tls,
+        certs_dir=config.certs_dir,
     )
 
 
 def set_app(cluster: Cluster, app: str, app_dir: Path) -> Cluster:
     """Give an existing cluster another application (the nodes take it at their next start)."""
     check_app(app)
-    path = cluster.dir / "cluster.json"
+    return change_shared(cluster.dir, {"app": app, "app_dir": str(app_dir.absolute())})
+
+
+def change_shared(directory: Path, changes: Mapping[str, object]) -> Cluster:
+    """Write into ``cluster.json``, whole; the nodes take it at their next start."""
+    path = directory / "cluster.json"
     content = json.loads(path.read_text("utf-8"))
-    content |= {"app": app, "app_dir": str(app_dir.absolute())}
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
-    return open_cluster(cluster.dir)
+    write_atomically(path, json.dumps(content | dict(changes), indent=2) + "\n")
+    return open_cluster(directory)
 
 
 def _node_toml(node: str, settings: Mapping[str, object]) -> str:

@@ -45,7 +45,7 @@ __all__ = [
 FORMAT = 1
 ENV_PREFIX = "ONCEKEEPER_"
 # Read by other parts of the product, and no settings of a node.
-ENV_OTHERS = frozenset({"ONCEKEEPER_CLUSTER", "ONCEKEEPER_TOKEN"})
+ENV_OTHERS = frozenset({"ONCEKEEPER_CLUSTER", "ONCEKEEPER_TOKEN", "ONCEKEEPER_CA"})
 APP = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 DAY_MS = 86_400_000
@@ -77,6 +77,11 @@ SETTINGS = {
     "raft": Setting("where this node listens for Raft"),
     "http": Setting("where this node listens for HTTP"),
     "wake": Setting("UDP port on loopback where this node is told of new tasks", 1, 65535),
+    "tls": Setting(
+        "whether raft links are mutual TLS; only a cluster on loopback may go without", shared=True
+    ),
+    "http_tls": Setting("whether the HTTP API is HTTPS; only on loopback it may go without", shared=True),
+    "certs_dir": Setting("directory with ca.pem and this node's NODE.pem and NODE.key"),
     "app": Setting("MODULE:APP whose handlers run here; empty: this node only votes and serves"),
     "app_dir": Setting("directory that is put first on the import path for the application"),
     "log": Setting("the task log", shared=True),
@@ -116,6 +121,9 @@ class NodeConfig:
     raft: Address
     http: Address
     wake: int
+    tls: bool = False
+    http_tls: bool = False
+    certs_dir: Path = Path()
     app: str = ""
     app_dir: Path = Path()
     log: str = "embedded"
@@ -258,7 +266,8 @@ def _refuse_contradiction(shared: Mapping[str, object], own: Mapping[str, Mappin
         if not setting.shared or name not in shared:
             continue
         for origin, layer in own.items():
-            if name in layer and str(layer[name]) != str(shared[name]):
+            # A boolean is true in JSON and "true" in the environment.
+            if name in layer and str(layer[name]).lower() != str(shared[name]).lower():
                 raise ConfigError(
                     f"{name}={layer[name]} ({origin}) must be {shared[name]}, as in cluster.json: "
                     "all nodes of a cluster must agree on it",
@@ -286,6 +295,9 @@ def read_shared(path: Path) -> dict[str, object]:
     if "nodes" not in read:
         raise ConfigError(f"{path}: nodes is missing: it must name every node and its addresses", "nodes")
     read["peers"] = read.pop("nodes")
+    if isinstance(read.get("certs_dir"), str):
+        # As in that file, whichever file the node reads it through.
+        read["certs_dir"] = str(path.absolute().parent / str(read["certs_dir"]))
     _refuse_unknown(read, str(path))
     return read
 
@@ -305,6 +317,7 @@ def parse_config(values: Mapping[str, object], base: Path) -> NodeConfig:
     got["http"] = Address.parse(values["http"], "http") if "http" in values else me.http
     got["wake"] = parse_port("wake", values.get("wake", me.wake))
     got["app_dir"] = got.get("app_dir", base)
+    got.setdefault("certs_dir", got["cluster_dir"] / "certs")
     if got.get("cpu_workers", -1) < 0:
         got["cpu_workers"] = _share_of_cores(peers)
     config = NodeConfig(**got)
@@ -385,10 +398,26 @@ def _check_together(config: NodeConfig) -> None:
             "cpu_workers=0 and io_workers=0 leave nothing to run tasks: set one of them, or consumes=false",
             "cpu_workers",
         )
+    _check_exposure(config)
     if config.raft == config.http:
         raise ConfigError(f"raft={config.raft} and http={config.http} must be two ports", "raft")
     check_log(config.log)
     check_crash_at(config.crash_at)
+
+
+def _check_exposure(config: NodeConfig) -> None:
+    """What passes beyond this machine is encrypted: a setting that was forgotten must not lay it open."""
+    node = config.node_id
+    raft = {"raft": config.raft} | {f"peers.{name}.raft": peer.raft for name, peer in config.peers.items()}
+    http = {"http": config.http} | {f"peers.{name}.http": peer.http for name, peer in config.peers.items()}
+    for switch, on, addresses in (("tls", config.tls, raft), ("http_tls", config.http_tls, http)):
+        for name, address in addresses.items():
+            if not on and not address.is_loopback:
+                raise ConfigError(
+                    f"{name}={address} is beyond loopback, where {switch}=true must be set: what passes there "
+                    f"can be read and changed by others (certificates for {node}: oncekeeper certs init)",
+                    name,
+                )
 
 
 def check_crash_at(text: str) -> None:

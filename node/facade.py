@@ -93,6 +93,7 @@ class LocalStatus(msgspec.Struct, frozen=True, kw_only=True):
     running: int  # claims of this node that are not settled, of any partition, its own or not
     tasks_settled: int = 0  # since its start
     workers: dict[str, int] = {}  # statistics for people, e.g. {"cpu": 2, "io": 1, "busy": 1, "restarts": 0}
+    refused: dict[str, int] = {}  # raft connections refused, by reason (raft/tls.py, raft/connection.py)
     notes: tuple[str, ...] = ()  # what a person should know ("history.db cannot be written: …")
 
 

@@ -98,6 +98,7 @@ class RunningNode:
             running=service.coordinator.running_tasks,
             tasks_settled=service.coordinator.settled_tasks,
             workers=service.worker_counts(),
+            refused=dict(replica.refused),
             notes=service.all_notes(),
         )
 
@@ -121,7 +122,9 @@ class RunningNode:
     async def ask_peer(
         self, node: str, method: str, path: str, body: Any = None, *, timeout_ms: int = 1500
     ) -> PeerAnswer:
-        answer: PeerAnswer = await self._service.parts.ask_peer(node, method, path, body, timeout_ms=timeout_ms)
+        answer: PeerAnswer = await self._service.parts.ask_peer(
+            node, method, path, body, timeout_ms=timeout_ms
+        )
         return answer
 
     async def wait_settled(self, task_id: TaskId, timeout_ms: int) -> bool:

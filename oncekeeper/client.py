@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dedup.ids import Ids, TaskId, id_text, keyed_id
-from oncekeeper.cluster import Cluster, find_cluster
+from oncekeeper.cluster import Cluster, find_cluster, tls_context
 from oncekeeper.envelope import TaskBatch, check_body, check_options, encode_task
 from oncekeeper.errors import (
     ClusterUnreachable,
@@ -399,8 +400,13 @@ class Client:
         with self._lock:
             if self._http is None:
                 # trust_env=False: a proxy of the environment must not see the token, nor stand before loopback.
+                secure = any(url.startswith("https") for url in self.cluster.urls)
+                # One that trusts nobody where none is needed: httpx would read the machine's authorities for it.
+                nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
                 self._http = httpx.Client(
-                    headers={"authorization": f"Bearer {self.cluster.token}"}, trust_env=False
+                    headers={"authorization": f"Bearer {self.cluster.token}"},
+                    trust_env=False,
+                    verify=tls_context(self.cluster.ca) if secure else nobody,
                 )
             return self._http
 

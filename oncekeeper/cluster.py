@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from oncekeeper.errors import NoCluster
 CLUSTER_FORMAT = 1
 CLUSTER_VARIABLE = "ONCEKEEPER_CLUSTER"
 TOKEN_VARIABLE = "ONCEKEEPER_TOKEN"
+CA_VARIABLE = "ONCEKEEPER_CA"
 DIRECTORY_DEFAULT = "oncekeeper-data"
 SECRET_BYTES = 32
 
@@ -34,6 +36,8 @@ class ClusterFile(msgspec.Struct, frozen=True, kw_only=True):
     cluster_id: str
     log: str = "embedded"
     partitions: int = 12
+    http_tls: bool = False
+    certs_dir: str = "certs"  # relative to the file's directory
     nodes: dict[str, NodeAddress]
 
 
@@ -43,6 +47,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     directory: Path | None  # None: reached by addresses only
     urls: tuple[str, ...]  # http://host:port, without a slash at the end
     token: str
+    ca: str = ""
+    """The file of the authorities that a node's certificate must come from; empty: those of this machine."""
     cluster_id: str = ""
     log: str = ""
     wake_ports: tuple[int, ...] = ()
@@ -63,11 +69,32 @@ def find_cluster(
     environ = os.environ if environ is None else environ
     name = os.fspath(given) if given is not None else environ.get(CLUSTER_VARIABLE) or DIRECTORY_DEFAULT
     if name.startswith(("http://", "https://")):
-        return _by_addresses(name, environ.get(TOKEN_VARIABLE, ""))
+        return _by_addresses(name, environ.get(TOKEN_VARIABLE, ""), environ.get(CA_VARIABLE, ""))
     return _by_directory(Path(name))
 
 
-def _by_addresses(text: str, token: str) -> Cluster:
+def tls_context(ca: str) -> ssl.SSLContext:
+    """Verifies that a server has a certificate of the cluster's authority, and for the host that was asked for.
+
+    Raises NoCluster, naming the file that cannot be used.
+    """
+    try:
+        if not ca:
+            return ssl.create_default_context()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies chain and host name
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_verify_locations(cafile=ca)
+    except OSError as error:
+        reason = (
+            error.strerror if error.errno and not isinstance(error, ssl.SSLError) else "no certificate in PEM"
+        )
+        raise NoCluster(
+            f"{ca}: {reason}; it must be the cluster's ca.pem ({CA_VARIABLE}, or in its directory)"
+        ) from None
+    return context
+
+
+def _by_addresses(text: str, token: str, ca: str) -> Cluster:
     urls = []
     for part in text.split(","):
         url = part.strip().rstrip("/")
@@ -77,11 +104,11 @@ def _by_addresses(text: str, token: str) -> Cluster:
         except ValueError:
             good = False
         if not good:
-            raise NoCluster(f"cluster={text!r}: {part!r} must be http://HOST:PORT")
+            raise NoCluster(f"cluster={text!r}: {part!r} must be http://HOST:PORT or https://HOST:PORT")
         urls.append(url)
     if not token:
         raise NoCluster(f"cluster={text!r}: the token of the cluster must stand in {TOKEN_VARIABLE}")
-    return Cluster(directory=None, urls=tuple(urls), token=token)
+    return Cluster(directory=None, urls=tuple(urls), token=token, ca=ca)
 
 
 def _by_directory(directory: Path) -> Cluster:
@@ -110,8 +137,9 @@ def _by_directory(directory: Path) -> Cluster:
         raise NoCluster(f"{secret_file}: must hold {SECRET_BYTES} bytes in hexadecimal digits")
     return Cluster(
         directory=directory.resolve(),
-        urls=tuple(f"http://{node.http}" for node in found.nodes.values()),
+        urls=tuple(f"{'https' if found.http_tls else 'http'}://{node.http}" for node in found.nodes.values()),
         token=http_token(secret),
+        ca=str(directory.resolve() / found.certs_dir / "ca.pem") if found.http_tls else "",
         cluster_id=found.cluster_id,
         log=found.log,
         wake_ports=tuple(node.wake for node in found.nodes.values() if node.wake),

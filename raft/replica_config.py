@@ -82,4 +82,4 @@ class ReplicaStatus:
     fatal: str | None
     peers: tuple[PeerStatus, ...]
     refused: Mapping[str, int] = field(default_factory=dict)
-    """Connections refused, by reason (raft/tls.py, raft/transport.py); the strangers are those who dialled us."""
+    """Connections refused, by reason (raft/tls.py, raft/connection.py); the strangers are those who dialled us."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,11 @@ def directory_of(cluster: str | None) -> Path:
 class Api:
     """Requests to whichever node answers. Not safe for threads."""
 
-    def __init__(self, targets: list[Address], token: str, name: str) -> None:
+    def __init__(
+        self, targets: list[Address], token: str, name: str, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """``tls``: they speak HTTPS, and must satisfy it."""
+        self._tls = tls
         self._targets = targets
         self._token = token
         self._name = name
@@ -102,7 +107,12 @@ class Api:
     ) -> tuple[int, dict[str, Any]]:
         connection = self._open.get(target)
         if connection is None:
-            connection = http.client.HTTPConnection(target.host, target.port, timeout=TIMEOUT_S)
+            if self._tls is None:
+                connection = http.client.HTTPConnection(target.host, target.port, timeout=TIMEOUT_S)
+            else:
+                connection = http.client.HTTPSConnection(
+                    target.host, target.port, timeout=TIMEOUT_S, context=self._tls
+                )
             self._open[target] = connection
         headers = {"Authorization": f"Bearer {self._token}"}
         if method == "POST":
@@ -147,8 +157,14 @@ def connect(cluster: str | None) -> Api:
     """Find the cluster by name, environment or default, and its token. Nothing is sent yet."""
     named = cluster or os.environ.get("ONCEKEEPER_CLUSTER") or DEFAULT_DIRECTORY
     if named.startswith(("http://", "https://")):
+        addresses = [each.strip() for each in named.split(",")]
+        secure = {each.startswith("https://") for each in addresses}
+        if len(secure) > 1:
+            raise CliError(f"cluster={named}: addresses must be all http:// or all https://", BAD_USAGE)
+        targets = [_address(each) for each in addresses]
+        token = os.environ.get("ONCEKEEPER_TOKEN", "")
         return Api(
-            [_address(each) for each in named.split(",")], os.environ.get("ONCEKEEPER_TOKEN", ""), named
+            targets, token, named, _tls(os.environ.get("ONCEKEEPER_CA", "")) if True in secure else None
         )
     return connect_directory(Path(named).expanduser().absolute())
 
@@ -164,14 +180,31 @@ def connect_directory(directory: Path) -> Api:
         )
     opened = open_cluster(directory)
     targets = [peer.http for peer in opened.peers.values()]
-    return Api(targets, http_token(read_secret(directory)), str(directory))
+    tls = _tls(str(opened.certs_dir / "ca.pem")) if opened.http_tls else None
+    return Api(targets, http_token(read_secret(directory)), str(directory), tls)
+
+
+def _tls(ca: str) -> ssl.SSLContext:
+    # Not oncekeeper's own of the same kind: importing that package takes longer than the request.
+    try:
+        context = ssl.create_default_context() if not ca else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if ca:
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            context.load_verify_locations(cafile=ca)
+    except OSError as error:
+        raise CliError(
+            f"{ca}: cannot be used ({error}); it must be the cluster's ca.pem (ONCEKEEPER_CA, or in its directory)",
+            BAD_USAGE,
+        ) from error
+    return context
 
 
 def _address(url: str) -> Address:
     scheme, _, rest = url.strip().partition("://")
-    if scheme != "http":
+    if scheme not in ("http", "https"):
         raise CliError(
-            f"cluster={url}: addresses must be http://HOST:PORT, with commas between them", BAD_USAGE
+            f"cluster={url}: addresses must be http://HOST:PORT or https://HOST:PORT, with commas between them",
+            BAD_USAGE,
         )
     try:
         return Address.parse(rest.rstrip("/"), "cluster")

@@ -6,6 +6,7 @@ A merged view is never refused because a node is down: it is made of what answer
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,8 +22,11 @@ FAN_OUT_MS = 1500
 class PeerClient:
     """An implementation of ``NodeFacade.ask_peer``: one pooled HTTP session to all peers."""
 
-    def __init__(self, addresses: Mapping[str, str], token: str) -> None:
-        """``addresses`` is read at each call, so it may change."""
+    def __init__(
+        self, addresses: Mapping[str, str], token: str, tls: Mapping[str, ssl.SSLContext] | None = None
+    ) -> None:
+        """``addresses`` is read at each call, so it may change. ``tls``: for each node, what it must prove."""
+        self._tls = tls
         self._addresses = addresses
         self._token = token
         self._session: aiohttp.ClientSession | None = None
@@ -32,7 +36,7 @@ class PeerClient:
     ) -> PeerAnswer:
         """Raises PeerUnreachable."""
         address = self._addresses.get(node)
-        if address is None:
+        if address is None or (self._tls is not None and node not in self._tls):
             raise PeerUnreachable(f"node {node} is not in this cluster's configuration")
         if self._session is None:
             # trust_env stays off: a proxy of the environment must never see the token.
@@ -41,7 +45,8 @@ class PeerClient:
         try:
             async with self._session.request(
                 method,
-                f"http://{address}{path}",
+                f"{'http' if self._tls is None else 'https'}://{address}{path}",
+                ssl=True if self._tls is None else self._tls[node],
                 data=data,
                 headers={"Content-Type": "application/json"} if data is not None else None,
                 timeout=aiohttp.ClientTimeout(total=timeout_ms / 1000),

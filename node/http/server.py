@@ -2,7 +2,8 @@
 
 Who may speak: whoever has the token, compared in constant time. The Host header must name this node, so that
 a web page whose name was rebound to a loopback address cannot speak to it through somebody's browser; and no
-answer carries a CORS header. The size of a request is bounded before it is read.
+answer carries a CORS header. The size of a request is bounded before it is read. With TLS the server shows this
+node's certificate; who shows one in turn must be a node of the cluster, and clients need none.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -19,7 +21,8 @@ from node.facade import NodeFacade, OutcomeUnknown, Unavailable
 from node.http import routes
 from node.http.openapi import document
 from node.http.routes import ROUTES, Handler, Route
-from node.http.wire import BODY_BYTES_MAX, ApiError, reply
+from node.http.wire import BODY_BYTES_MAX, REFUSED, ApiError, reply
+from node.tls import NodeTls
 
 _log = logging.getLogger("oncekeeper.http")
 
@@ -28,9 +31,15 @@ STOP_S = 2.0  # how long a stopping server lets answers finish
 
 class HttpServer:
     def __init__(
-        self, node: NodeFacade, address: Address, token: str, also_hosts: frozenset[str] = frozenset()
+        self,
+        node: NodeFacade,
+        address: Address,
+        token: str,
+        also_hosts: frozenset[str] = frozenset(),
+        tls: NodeTls | None = None,
     ) -> None:
         """``also_hosts``: other names under which clients reach this node (a proxy, a container's name)."""
+        self._tls = tls
         self._node = node
         self._token = token.encode()
         self._address = address
@@ -41,7 +50,8 @@ class HttpServer:
         """The port that it listens on (port 0 of the address: any free one). OSError where it is taken."""
         runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=STOP_S)
         await runner.setup()
-        site = web.TCPSite(runner, self._address.host, self._address.port)
+        context = self._tls.http_server if self._tls else None
+        site = web.TCPSite(runner, self._address.host, self._address.port, ssl_context=context)
         try:
             await site.start()
         except OSError:
@@ -58,6 +68,7 @@ class HttpServer:
 
     def _app(self) -> web.Application:
         app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[self._guard])
+        app[REFUSED] = self._tls.http_refused if self._tls else Counter()
         whole = document(self._node.identity.version)
 
         async def openapi(node: NodeFacade, request: web.Request) -> web.Response:

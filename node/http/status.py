@@ -22,7 +22,7 @@ from aiohttp import web
 
 from node.facade import LocalStatus, NodeFacade, PartitionStatus, Unavailable
 from node.http.peers import ask_all
-from node.http.wire import query_flag, reply, when
+from node.http.wire import REFUSED, query_flag, reply, when
 from oncekeeper.log.port import TaskLog
 
 BARRIER_MS = 1000
@@ -152,6 +152,7 @@ def summary(report: LocalStatus) -> dict[str, Any]:
         "running": report.running,
         "tasks_settled": report.tasks_settled,
         "workers": report.workers,
+        "refused": report.refused,
         "notes": list(report.notes),
     }
 
@@ -161,8 +162,13 @@ def describe_node(node: NodeFacade) -> dict[str, Any]:
     return {**who, "started": when(node.identity.started_ms), **summary(node.local_status())}
 
 
+def _refused_http(request: web.Request) -> dict[str, Any]:
+    refused = request.app[REFUSED]
+    return {"refused_http": dict(refused)}
+
+
 async def get_node(node: NodeFacade, request: web.Request) -> web.Response:
-    described = describe_node(node)
+    described = describe_node(node) | _refused_http(request)
     if query_flag(request, "digest"):
         # In one breath with the index: replicas that applied as much must show the same.
         described |= {"ledger_index": node.ledger.applied_index, "ledger_digest": node.ledger.digest().hex()}
@@ -171,7 +177,7 @@ async def get_node(node: NodeFacade, request: web.Request) -> web.Response:
 
 async def get_nodes(node: NodeFacade, request: web.Request) -> web.Response:
     answers, silent = await ask_all(node, "/v1/node")
-    rows = [describe_node(node)]
+    rows = [describe_node(node) | _refused_http(request)]
     rows += [body for body in answers.values() if isinstance(body, dict)]
     rows += [
         {"node": name, "up": False, "http": node.peers.get(name), "error": why}

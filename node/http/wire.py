@@ -6,6 +6,7 @@ An error is ``{"error": text, "field": name or null}``, and more where a program
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +18,8 @@ from oncekeeper.envelope import explain, time_text
 S = TypeVar("S", bound=msgspec.Struct)
 
 JSON = "application/json"
+REFUSED: web.AppKey[Counter[str]] = web.AppKey("refused")
+"""TLS connections to the HTTP API that were refused, by reason."""
 BODY_BYTES_MAX = 64 * 1024 * 1024  # of a request: a bulk submission
 TEXT_CHARS_MAX = 200  # of "by", and of a name in a query
 REASON_CHARS_MAX = 1000

@@ -73,7 +73,7 @@ def test_what_is_shown_of_a_configuration_is_json(node_toml):
 
 
 def test_a_listening_address_may_differ_from_the_dialled_one():
-    config = parsed(raft="0.0.0.0:9")
+    config = parsed(raft="0.0.0.0:9", tls=True)
     assert (config.raft, config.raft_peers["n1"]) == (Address("0.0.0.0", 9), Address("127.0.0.1", 21001))
 
 
