@@ -1,11 +1,15 @@
-"""What in the documents is made from the code: the table of settings (``python -m tests.support.docs``)."""
+"""What in the documents is made from the code. ``python -m tests.support.docs`` writes it into docs/operations.md."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 
 from node.config import SETTINGS, NodeConfig
+
+OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+TABLE = re.compile(r"(<!-- settings:.*?-->\n)(.*?)(\n<!-- end of settings -->)", re.S)
 
 
 def settings_table() -> str:
@@ -26,5 +30,10 @@ def _default(value: object) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
+def written(text: str) -> str:
+    """docs/operations.md with the table as it is now."""
+    return TABLE.sub(lambda found: found[1] + settings_table() + found[3], text)
+
+
 if __name__ == "__main__":
-    print(settings_table())
+    OPERATIONS.write_text(written(OPERATIONS.read_text("utf-8")), "utf-8")
