@@ -1,4 +1,4 @@
-"""What in the documents is made from the code. ``python -m tests.support.docs`` writes it into docs/operations.md."""
+"""What in the documents is made from the code; ``python -m tests.support.docs`` writes it into them."""
 
 from __future__ import annotations
 
