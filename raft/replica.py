@@ -13,11 +13,13 @@ import random
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from raft.engine import Engine, Journal, Machine, SnapshotStore
 from raft.proposals import Applied, Outcome, Proposals, Refused, Unknown
 from raft.replica_config import PeerStatus, ReplicaConfig, ReplicaStatus
+from raft.store import mark_initialised
 from raft.store import open_store as open_real_store
 from raft.transport import OBSERVER, VOTER, Transport
 from raft.wire import ENTRY_BYTES_MAX, INDEX_MAX, PAYLOAD, TOKEN_END, Message
@@ -51,6 +53,7 @@ class Replica:
         on_fatal: Callable[[BaseException], None] | None = None,
         on_restored: Callable[[int], None] | None = None,
         open_store: Callable[[ReplicaConfig], tuple[Journal, SnapshotStore]] | None = None,
+        mark_ready: Callable[[], None] | None = None,
         make_transport: Callable[..., Transport] = Transport,
         clock: Callable[[], float] = time.monotonic,
         draw: random.Random | None = None,
@@ -74,6 +77,7 @@ class Replica:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._seen: tuple[object, ...] = ()
+        self._mark_ready = mark_ready or (None if open_store else partial(mark_initialised, config.data_dir))
         self._background: set[asyncio.Future[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._proposals: Proposals | None = None
@@ -297,7 +301,12 @@ class Replica:
 
     def _report(self) -> None:
         engine, transport = self._engine, self._transport
-        if self.on_status is None or engine is None or transport is None:
+        if engine is None or transport is None:
+            return
+        if engine.ready and self._mark_ready is not None:
+            self._mark_ready()
+            self._mark_ready = None
+        if self.on_status is None:
             return
         linked = tuple(name for name, peer in transport.peers.items() if peer.connected)
         seen = (

@@ -7,12 +7,14 @@ disks is damaged at once, nobody votes and the cluster stands still, because goi
 acknowledged. A cluster of one has nobody to learn from: there the damage is raised.
 
 A file ``initialised`` beside the store tells a new replica from one whose store was deleted: the latter has
-forgotten its votes too.
+forgotten its votes too. It is written once the store holds something durable, never before: a power loss in the
+first moments of a cluster leaves empty stores, and those are new ones.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 
 from raft.files import OS_FILES, Files
 from raft.journal import Journal, JournalDamaged
@@ -45,7 +47,6 @@ def open_store(config: ReplicaConfig, files: Files = OS_FILES) -> tuple[Journal,
             moved,
         )
         journal, snapshots = _open(config, files)
-    _mark_initialised(str(config.data_dir), files)
     return journal, snapshots
 
 
@@ -73,7 +74,9 @@ def _move_aside(config: ReplicaConfig, files: Files) -> str:
     return moved
 
 
-def _mark_initialised(directory: str, files: Files) -> None:
+def mark_initialised(directory: str | os.PathLike[str], files: Files = OS_FILES) -> None:
+    """To be called when the replica has caught up: then it has a term, and entries, on its disk."""
+    directory = os.fspath(directory)
     marker = f"{directory}/{INITIALISED}"
     if files.exists(marker):
         return

@@ -143,8 +143,28 @@ def test_a_cluster_of_one_refuses_a_damaged_journal(configs: dict[str, ReplicaCo
         open_store(alone)
 
 
-def test_a_store_that_is_whole_is_opened_as_it_is(configs: dict[str, ReplicaConfig]) -> None:
-    journal, _ = open_store(configs["n1"])
-    assert not journal.rejoining
-    journal.close()
-    assert (configs["n1"].data_dir / "initialised").exists()
+def test_empty_stores_of_a_cluster_that_never_began_are_new_ones(configs: dict[str, ReplicaConfig]) -> None:
+    for _ in range(2):  # opened, and the power failed before anything was written
+        journal, _ = open_store(configs["n1"])
+        assert not journal.rejoining
+        journal.close()
+    assert not (configs["n1"].data_dir / "initialised").exists()
+
+
+def test_all_journals_lost_at_once_and_nobody_votes(configs: dict[str, ReplicaConfig]) -> None:
+    """Going on would lose what was acknowledged: the cluster stands still, and says why."""
+
+    async def scenario() -> None:
+        replicas = await start_all(configs)
+        await say(replicas["n1"], [b"acknowledged"])
+        for name, replica in replicas.items():
+            await until(f"{name} is ready", lambda replica=replica: replica.status().ready)
+            await replica.stop()
+            delete_the_journal(configs[name].data_dir)
+        replicas = await start_all(configs)
+        await asyncio.sleep(2.0)
+        assert not any(replica.is_leader for replica in replicas.values())
+        for replica in replicas.values():
+            await replica.stop()
+
+    asyncio.run(scenario())

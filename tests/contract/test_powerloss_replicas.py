@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from raft.store import INITIALISED
 from tests.support.powerloss import PowerLossRecorder, Recording
 from tests.support.powerloss_disk import Loss
 from tests.support.raft_cluster import Cluster, eventually
@@ -45,11 +46,15 @@ def run_and_record(
     return recorder.recording(), moments
 
 
-def restarted(cluster: Cluster, recording: Recording, image: Path, moment: int, loss: Loss) -> dict[str, int]:
+def restarted(
+    cluster: Cluster, recording: Recording, image: Path, moment: int, loss: Loss, forget: str = ""
+) -> dict[str, int]:
     """What the replicas know, each with what a power loss at the moment left of its disk."""
     recording.rebuild(image, seed=1, upto=recording.at_time(moment), loss=loss)
     for name, settings in cluster.settings.items():
         settings["dir"] = str(image / name / "raft")
+        if forget:
+            (image / name / "raft" / forget).unlink(missing_ok=True)
     with cluster:
         for node in cluster.alive:
             eventually(f"{node.name} passes a barrier", partial(node.ask, "barrier"))
@@ -86,5 +91,7 @@ def test_replicas_that_skip_their_sync_are_seen_to_lose_what_they_acknowledged(
     cluster = Cluster(tmp_path / "data")
     recording, moments = run_and_record(tmp_path, cluster, monkeypatch)
     acked, moment = moments[-1]
-    counts = restarted(cluster, recording, tmp_path / "image", moment, Loss.ALL)
+    # A replica that was in use and finds its journal empty refuses to vote. Without what it knows that by, the
+    # loss would go unnoticed, and it is the loss that this test is to show.
+    counts = restarted(cluster, recording, tmp_path / "image", moment, Loss.ALL, forget=INITIALISED)
     assert len([payload for payload in acked if payload not in counts]) > len(acked) / 2
