@@ -7,6 +7,7 @@ The claim's holder was lost before it settled, so the task may have run. Evidenc
    word, or less where it has spoken. The holder itself is surely stopped: it fenced itself before its session
    could lapse, or its next incarnation holds the locks of its workers' journals.
 2. *The handler's policy*: ``rerun`` and ``skip`` rule at once; ``check`` runs the user's check in a worker.
+   What could not be decoded has no handler and never ran: it is ruled so at once.
 3. *A human*: what ``hold`` says, and what a check could not tell after ``check_tries``. The task is put aside
    (durably) and ruled "held"; then its partition moves on.
 
@@ -130,7 +131,12 @@ class Doubts:
         if not suspect.testified and now_ms - doubt.since_ms < self._settings.testimony_wait_ms:
             doubt.look_ms = now_ms + LOOK_MS
             return True
-        info = self.handlers.get(doubt.piece.batch.handler)
+        handler = doubt.piece.batch.handler
+        if not handler:
+            # Held for a human it would lie aside, and what frees it later could not append it again: it is no task.
+            self._rule(doubt, Verdict.NOT_EXECUTED, "policy:undecodable", "what cannot be decoded never ran")
+            return False
+        info = self.handlers.get(handler)
         match info.on_doubt if info is not None else "unknown":
             case "rerun":
                 self._rule(doubt, Verdict.NOT_EXECUTED, "policy:rerun", "the handler may run more than once")
@@ -143,7 +149,7 @@ class Doubts:
             case "hold":
                 self._park(doubt, "the handler asks for a human where a task may have run")
             case _:
-                self._park(doubt, f"handler={doubt.piece.batch.handler!r} is not registered any more")
+                self._park(doubt, f"handler={handler!r} is not registered any more")
         return True
 
     def _check(self, doubt: _Doubt, info: HandlerInfo, effects: list[m.Effect]) -> None:

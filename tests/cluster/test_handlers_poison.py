@@ -82,6 +82,29 @@ def test_what_cannot_be_decoded_becomes_a_dead_letter_and_its_partition_moves_on
     assert story["aside"]["reason"]
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["back at once", "back late"])
+def test_poison_whose_claim_was_lost_with_its_node_becomes_a_dead_letter_too(
+    cluster: RealCluster, late: bool
+) -> None:
+    dead_before = cluster.wait_idle()["tasks"]["dead"]
+    cluster.stop("n2")
+    cluster.start("n2", crash_at="after_claim")
+    cluster.wait_up()
+    for partition in range(PARTITIONS):
+        put_row(cluster, partition, b"poison")
+    ids = cluster.client.send("real.unheard_of", [b"{}"] * 5)
+    cluster.acknowledged(ids, "once")
+    assert cluster.died() == "n2"
+    if late:  # its session lapses first, and the others decide without its testimony
+        cluster.wait_idle()
+    cluster.start("n2")
+    cluster.wait_up()
+    cluster.check()
+    status = cluster.status()
+    assert status is not None
+    assert status["tasks"]["dead"] == dead_before + PARTITIONS + 5
+
+
 def test_a_row_that_was_damaged_on_disk_becomes_dead_letters_for_each_of_its_tasks(
     cluster: RealCluster,
 ) -> None:
