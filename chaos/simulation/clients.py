@@ -1,0 +1,292 @@
+"""Clients: they submit, hear or do not hear, submit again, cancel, revive, rule for humans, and read.
+
+They run on a loop of their own, which never dies. What they ask of a node passes through a node's ``RunningNode``,
+which is what the HTTP API calls; the request or its answer may be lost with the node. Tasks they write to the log
+themselves, as clients on the machine do, and where the answer is unknown they write the same again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from chaos.checkers.life import State
+from chaos.simulation.loop import Clock, ProcessLoop
+from dedup.ids import Ids, TaskId, id_text, ids_of, keyed_id
+from node.facade import OutcomeUnknown, Unavailable
+from node.running import RunningNode
+from oncekeeper.envelope import TaskBatch
+from raft import commands as c
+
+if TYPE_CHECKING:
+    from chaos.simulation.cluster import Cluster
+    from chaos.simulation.process import Process
+
+REQUEST_S = 2.5
+CLIENTS = 3
+NAMES = ("pay", "pay", "mail", "mail", "slow", "count", "count", "post", "wire", "bad")
+
+
+class Unreached(Exception):
+    """No node could be asked, or none answered: the outcome is unknown unless ``surely_not``."""
+
+    def __init__(self, text: str, surely_not: bool = False) -> None:
+        super().__init__(text)
+        self.surely_not = surely_not
+
+
+class Clients:
+    def __init__(self, world: Cluster) -> None:
+        self.world = world
+        self.random = world.random
+        clock = Clock(world.scheduler, 1.0, 1_700_000_000_000)
+        self.loop = ProcessLoop(world.scheduler, clock, 2, "client", world.callback_raised)
+        self.busy = 0
+        self._keys = 0
+
+    @property
+    def quiet(self) -> bool:
+        return self.busy == 0
+
+    def start(self) -> None:
+        world = self.world
+        for number in range(CLIENTS):
+            self.busy += 1
+            world.scheduler.after(0.4, self.loop, self.loop.enter, self._begin, number)
+        world.scheduler.after(1.0, self.loop, self.loop.enter, self._begin_human)
+
+    def _begin(self, number: int) -> None:
+        self.loop.create_task(self._client(number))
+
+    def _begin_human(self) -> None:
+        self.loop.create_task(self._human())
+
+    # --- asking a node ------------------------------------------------------------------------------------------
+
+    async def ask(self, act: Callable[[RunningNode], Awaitable[Any]]) -> Any:
+        """Ask some node; raises Unreached."""
+        world = self.world
+        process = world.processes[self.random.choice(world.names)]
+        service = process.service
+        if not process.alive or service is None:
+            raise Unreached(f"{process.name} is down", surely_not=True)
+        answer: asyncio.Future[Any] = self.loop.create_future()
+        world.scheduler.after(0.0002, process.loop, process.loop.enter, self._serve, process, act, answer)
+        done, _ = await asyncio.wait([answer], timeout=REQUEST_S)
+        if not done:
+            raise Unreached(f"{process.name} does not answer")
+        try:
+            return answer.result()
+        except Unavailable as error:
+            raise Unreached(str(error), surely_not=True) from error
+        except OutcomeUnknown as error:
+            raise Unreached(str(error)) from error
+
+    def _serve(
+        self, process: Process, act: Callable[[RunningNode], Awaitable[Any]], answer: asyncio.Future[Any]
+    ) -> None:
+        service = process.service
+        assert service is not None
+
+        async def serve() -> None:
+            try:
+                result, error = await act(service.face), None
+            except (Unavailable, OutcomeUnknown) as raised:
+                result, error = None, raised
+            self.world.scheduler.after(
+                0.0002, self.loop, self.loop.enter, self._answered, answer, result, error
+            )
+
+        process.loop.create_task(serve())
+
+    @staticmethod
+    def _answered(answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+        if answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(result)
+
+    # --- what they do -------------------------------------------------------------------------------------------
+
+    async def _client(self, number: int) -> None:
+        world, draw = self.world, self.random
+        until = world.faults.healed_s - 0.5
+        while world.scheduler.now < until:
+            await asyncio.sleep(0.05 + 0.5 * draw.random())
+            choice = draw.random()
+            if choice < 0.62:
+                await self._submit_run()
+            elif choice < 0.78:
+                await self._submit_key()
+            elif choice < 0.88:
+                await self._cancel()
+            elif choice < 0.92:
+                await self._revive()
+            elif choice < 0.95:
+                await self._pause()
+            else:
+                await self._read()
+        await self._resume()
+        self.busy -= 1
+
+    async def _submit_run(self) -> None:
+        draw, name = self.random, self.random.choice(NAMES)
+        count = draw.choice((1, 1, 2, 3, 5, 8))
+        try:
+            answers = await self.ask(lambda face: face.propose((c.AllocateIds(count),), 1500))
+        except Unreached:
+            # As the client library does: a random keyed id, so that submitting survives.
+            ids = Ids((), tuple(draw.getrandbits(128).to_bytes(16, "big") for _ in range(count)))
+            keys: tuple[str, ...] = tuple("" for _ in range(count))
+        else:
+            ids, keys = Ids(((answers[0].start, count),)), ()
+        due_ms = 0
+        if draw.random() < 0.12:
+            due_ms = self.loop.clock.wall_ms() + draw.randrange(200, 1500)
+        await self._append(TaskBatch(
+            queue="default", handler=name, ids=ids, bodies=(b"{}",) * count, due_ms=due_ms, keys=keys if any(keys) else ()
+        ))  # fmt: skip
+
+    async def _submit_key(self) -> None:
+        if self.random.random() < 0.5 or not self._keys:
+            self._keys += 1
+        key = f"order-{self._keys}"
+        name = NAMES[self._keys % len(NAMES)]
+        ids = Ids((), (keyed_id("default", key),))
+        await self._append(TaskBatch(queue="default", handler=name, ids=ids, bodies=(b"{}",), keys=(key,)))
+
+    async def _append(self, batch: TaskBatch) -> None:
+        world, witness = self.world, self.world.witness
+        from chaos.simulation.cluster import POLICY
+
+        for task_id in batch.ids:
+            if batch.due_ms:
+                witness.due_ms.setdefault(task_id, batch.due_ms)
+            witness.note("client", "SUBMIT", task_id, batch.handler)
+        # Recorded before it is written: from here on its outcome is unknown until it is known.
+        witness.history.submit(batch.ids, POLICY[batch.handler], acknowledged=False, t_ns=witness.t_ns)
+        for _ in range(4):
+            await asyncio.sleep(0.002)
+            draw = self.random.random()
+            stored = draw >= world.log_fails / 2
+            if stored:
+                appended = world.append([batch])
+                world.wake(frozenset(place.partition for place in appended))
+            if draw >= world.log_fails:
+                witness.history.submit(batch.ids, POLICY[batch.handler], acknowledged=True, t_ns=witness.t_ns)
+                for task_id in batch.ids:
+                    witness.note("client", "SUBMITTED", task_id)
+                return
+            await asyncio.sleep(0.1)  # Unsent, or unknown: the same ids again
+        witness.reached.add("unknown submit")
+
+    def _some(self, state: State | None = None) -> TaskId | None:
+        witness = self.world.witness
+        known = [
+            each
+            for each in witness.history.submitted
+            if state is None or ((life := witness.lives.get(each)) is not None and life.state is state)
+        ]
+        return self.random.choice(known) if known else None
+
+    async def _cancel(self) -> None:
+        """Half of them right after the submit, so that some are in time."""
+        recent = list(self.world.witness.history.submitted)[-4:]
+        task_id = self.random.choice(recent) if recent and self.random.random() < 0.6 else self._some()
+        if task_id is None:
+            return
+        try:
+            answers = await self.ask(
+                lambda face: face.propose((c.Cancel(ids_of([task_id]), "client"),), 1500)
+            )
+        except Unreached:
+            return
+        if answers[0].spans[0].outcome is c.Outcome.SETTLED:
+            witness = self.world.witness
+            witness.note("client", "CANCELLED", task_id)
+            witness.reached.add("cancel")
+            life = witness.lives.get(task_id)
+            if life is not None and life.state is State.CANCELLED:
+                witness.cancelled.add(task_id)
+
+    async def _revive(self) -> None:
+        task_id = self._some(State.DEAD if self.random.random() < 0.7 else State.CANCELLED)
+        if task_id is None:
+            return
+        self.world.witness.note("client", "REVIVE", task_id)
+        self.world.witness.cancelled.discard(task_id)
+        try:
+            await self.ask(lambda face: face.propose((c.Revive(ids_of([task_id]), "client"),), 1500))
+        except Unreached:
+            return
+
+    async def _pause(self) -> None:
+        try:
+            await self.ask(lambda face: face.propose((c.PutQueue("default", True, "client"),), 1500))
+        except Unreached:
+            return
+        await asyncio.sleep(0.3 * self.random.random())
+        await self._resume()
+
+    async def _resume(self) -> None:
+        while True:
+            try:
+                await self.ask(lambda face: face.propose((c.PutQueue("default", False, "client"),), 1500))
+            except Unreached:
+                await asyncio.sleep(0.2)
+            else:
+                return
+
+    async def _read(self) -> None:
+        """A linearizable read: what was applied anywhere before is known to who passed the barrier."""
+        witness = self.world.witness
+        highest = witness.highest
+
+        async def read(face: RunningNode) -> int:
+            await face.barrier(1500)
+            return face.ledger.applied_index
+
+        try:
+            index = await self.ask(read)
+        except Unreached:
+            return
+        witness.reached.add("barrier")
+        if index < highest:
+            witness.violated(
+                3, f"a read behind a barrier sees index {index}, and {highest} was applied before"
+            )
+
+    # --- the human ----------------------------------------------------------------------------------------------
+
+    async def _human(self) -> None:
+        """Rules what is held, by what the sink says, now and then."""
+        world, witness = self.world, self.world.witness
+        while True:
+            await asyncio.sleep(0.8)
+            held = [
+                life
+                for life in list(witness.lives.values())
+                if life.state is State.SUSPECT and self._is_held(life.id)
+            ]
+            for life in held:
+                verdict = c.Verdict.EXECUTED if world.effects[life.id] else c.Verdict.NOT_EXECUTED
+                rule = c.Rule(ids_of([life.id]), verdict, "human:sim", "looked at the sink", life.fence)
+                witness.note("client", "RULES", life.id, f"{verdict.name} under {life.fence}")
+                try:
+                    await self.ask(lambda face, rule=rule: face.propose((rule,), 1500))
+                except Unreached:
+                    continue
+                witness.reached.add("human ruling")
+
+    def _is_held(self, task_id: TaskId) -> bool:
+        for process in self.world.processes.values():
+            if process.alive and process.service is not None:
+                return bool(process.service.ledger.describe(task_id).held_by)
+        return False
+
+
+def name_of(task_id: TaskId) -> str:
+    return id_text(task_id)

@@ -1,0 +1,424 @@
+"""A whole cluster under virtual time: machines, nodes, workers, log, clients, and what happens to them, by seed.
+
+    report = run_seed(7)        # everything follows from the seed
+
+What runs is the node's own code (chaos/simulation/process.py); what is simulated is below it: the event loop, the
+links, the disks, the clocks, the worker processes, the bytes of the task log. See docs/simulation.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import node.crashpoint
+import node.workers.crew
+import node.workers.pools
+import node.workers.slot
+import raft.engine_library
+from chaos import history as h
+from chaos.checkers import judge
+from chaos.checkers.life import TERMINAL, State
+from chaos.simulation.clients import Clients
+from chaos.simulation.disk import Loss
+from chaos.simulation.faults import Faults
+from chaos.simulation.loop import Actor, Clock, Killed, ProcessLoop, Scheduler
+from chaos.simulation.machine import Machine
+from chaos.simulation.network import Network
+from chaos.simulation.process import Process, build_parts
+from chaos.simulation.witness import Violation, Witness
+from chaos.simulation.workers import MachineTime, SimulatedCrew, SimulatedGuard, WorkerProcess
+from dedup.ids import TaskId, id_text
+from node.service import Service
+from node.workers.port import Ended, HandlerInfo, Work
+from oncekeeper.log.memory import MemoryLog
+from raft.journal import JournalFailed
+
+PARTITIONS = 6
+EPOCH_MS = 1_700_000_000_000
+HEALED_S = 40.0
+"""How long after the last fault was healed everything must have ended."""
+LOOK_S = 0.1
+
+
+def _handler(name: str, kind: str, on_doubt: str, retries: int = 3, ttr_ms: int = 3000) -> HandlerInfo:
+    return HandlerInfo(name, kind, "short", False, ttr_ms, retries, 60, 400, on_doubt, "default")
+
+
+HANDLERS = (
+    _handler("pay", "cpu", "check"),
+    _handler("mail", "io", "check"),
+    _handler("slow", "io", "check", ttr_ms=1200),
+    _handler("count", "cpu", "rerun"),
+    _handler("post", "io", "skip"),
+    _handler("wire", "io", "hold"),
+    _handler("bad", "cpu", "check", retries=1),
+)
+POLICY = {info.name: info.on_doubt for info in HANDLERS}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a handler will do this time."""
+
+    before_s: float
+    after_s: float
+    tell_s: float
+    raises: bool = False
+    crash: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    nodes: int = 0
+    """0: three, and in every fourth seed five."""
+    faults: bool = True
+    keep_events: bool = False
+
+
+@dataclass
+class Report:
+    seed: int
+    nodes: int
+    violations: list[Violation]
+    digest: str
+    virtual_s: float
+    steps: int
+    tasks: int
+    effects: int
+    faults: list[str]
+    reached: set[str] = field(default_factory=set)
+    events: list[tuple[int, str, str, TaskId | None, str]] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.violations)
+
+
+class Cluster:
+    def __init__(self, seed: int, options: Options) -> None:
+        self.seed = seed
+        self.options = options
+        self.scheduler = Scheduler(seed)
+        self.random = self.scheduler.random
+        count = options.nodes or (5 if seed % 4 == 3 else 3)
+        self.names = [f"n{number + 1}" for number in range(count)]
+        self.handlers = HANDLERS
+        self.log = MemoryLog(PARTITIONS, lambda: EPOCH_MS + int(self.scheduler.now * 1000))
+        self.witness = Witness(self.scheduler, self.log)
+        self.network = Network(self.scheduler, self.names, on_wire=seed % 8 == 1)
+        self.driver = Actor(1)
+        self.compact_entries = self.random.choice((40, 90, 400))
+        self.tail_entries = self.random.choice((5, 20))
+        self.log_fails = 0.0
+        self.history_full = False
+        self.walls_jumped = False
+        self.crashy = self.random.choice((0.0, 0.01, 0.05))
+        self.stalls: dict[str, float] = {}
+        self.crash_at: dict[str, str] = {}
+        self.effects: Counter[TaskId] = Counter()
+        self.machines: dict[str, Machine] = {}
+        for number, name in enumerate(self.names, 1):
+            rate = 1.0 + self.random.choice((0.0, 1e-4, -1e-4, 5e-3, -5e-3)) * self.random.random()
+            self.machines[name] = Machine(self, name, number, Clock(self.scheduler, rate, EPOCH_MS))
+        self.processes: dict[str, Process] = {}
+        self.graveyard: list[Process] = []
+        self.lives = 0
+        self.stay_down: set[str] = set()
+        """Whom the supervisor does not start again for now."""
+        self.done = False
+        self.clients = Clients(self)
+        self.faults = Faults(self)
+
+    # --- processes ----------------------------------------------------------------------------------------------
+
+    def start(self, name: str) -> None:
+        old = self.processes.get(name)
+        if old is not None and old.alive:
+            return
+        self.lives += 1
+        process = self.processes[name] = Process(self, self.machines[name], self.lives)
+        self.witness.note(name, "BOOT", None, f"life {self.lives}")
+        process.start()
+
+    def make_service(self, process: Process) -> Service:
+        service = Service(build_parts(process))
+        return service
+
+    def process_ended(self, process: Process, power: bool) -> None:
+        self.graveyard.append(process)
+        if not power:
+            process.machine.process_died()
+        self.restart_later(process.name)
+
+    def restart_later(self, name: str) -> None:
+        if name not in self.stay_down:
+            delay = 0.05 + 0.4 * self.random.random()
+            self.scheduler.after(delay, self.driver, self._supervise, name)
+
+    def _supervise(self, name: str) -> None:
+        if name not in self.stay_down:
+            self.start(name)
+
+    def power_off(self, name: str, loss: Loss = Loss.RANDOM) -> None:
+        process = self.processes.get(name)
+        self.witness.note(name, "POWER", None, f"lost; of what was unsynced: {loss.value}")
+        if process is not None and process.alive:
+            process.die(power=True)
+        self.machines[name].power_lost(loss)
+
+    def replica_failed(self, process: Process, error: BaseException) -> None:
+        """A disk that fails stops a replica; nothing else may."""
+        self.witness.note(process.name, "FATAL", None, f"{type(error).__name__}: {error}")
+        if not isinstance(error, JournalFailed | OSError):
+            self.witness.violated(
+                11, f"the replica of {process.name} stopped: {type(error).__name__}: {error}"
+            )
+
+    def process_failed(self, process: Process, error: BaseException) -> None:
+        self.witness.note(process.name, "EXIT", None, f"{type(error).__name__}: {error}")
+        if not isinstance(error, JournalFailed | OSError):
+            self.witness.violated(13, f"{process.name} does not start: {type(error).__name__}: {error}")
+
+    def callback_raised(self, loop: ProcessLoop, error: BaseException) -> None:
+        import traceback
+
+        last = traceback.extract_tb(error.__traceback__)[-1:]
+        where = f" at {last[0].filename.rsplit('/', 1)[-1]}:{last[0].lineno}" if last else ""
+        self.witness.violated(13, f"a callback of {loop.name} raised {type(error).__name__}: {error}{where}")
+
+    # --- what workers do to the world ---------------------------------------------------------------------------
+
+    def plan(self, work: Work, task_id: TaskId) -> Plan:
+        draw = self.random
+        slow = work.handler == "slow"
+        before = (0.1 + 0.4 * draw.random()) if slow else 0.0005 + 0.004 * draw.random()
+        raises = work.handler == "bad" or (work.handler == "mail" and draw.random() < 0.15)
+        crash = ""
+        if draw.random() < self.crashy:
+            crash = draw.choice(("before", "after", "finished"))
+        if slow and draw.random() < 0.02:
+            before = 1.5  # beyond its time-to-run
+        return Plan(before, 0.0003 + 0.002 * draw.random(), 0.0002, raises, crash)
+
+    def started(self, machine: Machine, work: Work, task_id: TaskId) -> None:
+        self.witness.started(machine, work, task_id, self.witness.due_ms.get(task_id, 0))
+
+    def effect(self, machine: Machine, work: Work, task_id: TaskId, pid: int) -> None:
+        self.effects[task_id] += 1
+        self.witness.effect(machine, work, task_id, pid)
+
+    def check(self, work: Work, task_id: TaskId) -> Ended:
+        """A sound check: it looks at the effects themselves, and sometimes cannot."""
+        if self.random.random() < 0.05:
+            return Ended.UNSURE
+        return Ended.TRUE if self.effects[task_id] else Ended.FALSE
+
+    # --- the task log -------------------------------------------------------------------------------------------
+
+    def append(self, batches: Any) -> Any:
+        before = {number: len(rows) for number, rows in enumerate(self.log._rows)}
+        appended = self.log.append(batches)
+        for number, rows in enumerate(self.log._rows):
+            for base, count, _, _ in rows[before[number] :]:
+                (item,) = self.log.read(number, base, count, 1 << 30)[:1]
+                batch = getattr(item, "batch", None)
+                if batch is not None:
+                    self.witness.placed(number, base, batch.part(0, count).ids)
+        return appended
+
+    def wake(self, partitions: frozenset[int]) -> None:
+        for process in list(self.processes.values()):
+            on_wake = process.on_wake
+            if process.alive and on_wake is not None and self.random.random() < 0.95:
+                self.scheduler.after(0.0001, process.loop, process.loop.enter, on_wake, partitions)
+
+    # --- the run ------------------------------------------------------------------------------------------------
+
+    def run(self) -> Report:
+        for name in self.names:
+            self.start(name)
+        self.clients.start()
+        self.faults.start()
+        self._look(0.0)
+        self.scheduler.run(self.faults.healed_s + HEALED_S + 1.0)
+        if not self.witness.violations:
+            self._judge()
+        events = repr([event[:3] for event in self.witness.events])
+        self.close()
+        return Report(
+            seed=self.seed,
+            nodes=len(self.names),
+            violations=self.witness.violations,
+            digest=f"{self.scheduler.trace:016x}-{_crc(events):08x}",
+            virtual_s=self.scheduler.now,
+            steps=self.scheduler.steps,
+            tasks=len(self.witness.history.submitted),
+            effects=sum(self.effects.values()),
+            faults=self.faults.names,
+            reached=self.witness.reached,
+            events=self.witness.events,
+        )
+
+    def _look(self, _: float) -> None:
+        """Whether all has ended; the run ends then, or with the bound."""
+        now = self.scheduler.now
+        if now > self.faults.healed_s and self.clients.quiet:
+            open_ids = self._open()
+            if not open_ids and self._caught_up():
+                self.done = True
+                self.scheduler.clear()
+                return
+            if now > self.faults.healed_s + HEALED_S:
+                self._stuck(open_ids)
+                return
+        self.scheduler.after(LOOK_S, self.driver, self._look, now)
+
+    def _open(self) -> list[TaskId]:
+        lives = self.witness.lives
+        return [
+            submitted.id
+            for submitted in self.witness.history.submitted.values()
+            if submitted.acknowledged
+            and ((life := lives.get(submitted.id)) is None or life.state not in TERMINAL)
+        ]
+
+    def _caught_up(self) -> bool:
+        services = [each.service for each in self.processes.values()]
+        if not all(each.alive for each in self.processes.values()) or not all(services):
+            return False
+        if self.log.committed() != self.log.ends():
+            return False
+        return len({service.ledger.applied_index for service in services if service is not None}) == 1
+
+    def _stuck(self, open_ids: list[TaskId]) -> None:
+        lives = self.witness.lives
+        if open_ids:
+            states = [
+                f"{id_text(each)} {lives[each].state.value if each in lives else 'new'}" for each in open_ids
+            ]
+            text = f"{HEALED_S:.0f} s after healing {len(open_ids)} tasks are open: {', '.join(states[:8])}"
+            self.witness.violated(13, text, *open_ids[:8])
+            return
+        ledgers = {
+            name: each.service.ledger.applied_index if each.service is not None else None
+            for name, each in self.processes.items()
+        }
+        behind = {
+            number: (position, end)
+            for (number, position), end in zip(
+                self.log.committed().items(), self.log.ends().values(), strict=True
+            )
+            if position != end
+        }
+        self.witness.violated(
+            13, f"{HEALED_S:.0f} s after healing: applied {ledgers}; positions short of their ends: {behind}"
+        )
+
+    def _judge(self) -> None:
+        witness = self.witness
+        for name, process in self.processes.items():
+            assert process.service is not None
+            ledger = process.service.ledger
+            if ledger.applied_index < witness.highest:
+                text = (
+                    f"{name} applied up to {ledger.applied_index}, and {witness.highest} was applied before"
+                )
+                witness.violated(11, text)
+                return
+            witness.digest(name, ledger.applied_index, ledger)
+            ledger.check_invariants()
+            counts = ledger.counts()
+            witness.history.counted = h.Counted(
+                counts.executed, counts.dead, counts.cancelled, counts.suspect
+            )
+        aside = {task.id for kind in ("dead", "suspect") for _, task in self.log.aside(kind, 0, 10**6)}
+        witness.history.aside = aside
+        for found in judge(witness.history):
+            for sentence in found.wrong:
+                ids = tuple(each for each in witness.history.submitted if id_text(each) in sentence)
+                witness.violated(found.invariant.number, sentence, *ids)
+        for task_id, life in witness.lives.items():
+            count = self.effects[task_id]
+            if life.state is State.EXECUTED and count == 0 and life.by not in ("policy:skip",):
+                if witness.history.submitted.get(task_id) is not None:
+                    witness.violated(2, f"{id_text(task_id)} is executed, and never took effect", task_id)
+
+    def close(self) -> None:
+        for process in [*self.graveyard, *self.processes.values()]:
+            process.loop.close_all()
+        self.clients.loop.close_all()
+
+
+def _crc(text: str) -> int:
+    import zlib
+
+    return zlib.crc32(text.encode())
+
+
+class _KillHere:
+    """Stands in for the module ``os`` in node/crashpoint.py: the death is that of the simulated process."""
+
+    @staticmethod
+    def getpid() -> int:
+        return 0
+
+    @staticmethod
+    def kill(pid: int, number: int) -> None:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, ProcessLoop)
+        loop.on_killed()
+        raise Killed
+
+
+def _library_clock() -> float:
+    """Where the library reads its clock outside of the engine's calls."""
+    from asyncio import events
+
+    loop = events._get_running_loop()
+    return loop.time() if loop is not None else 0.0
+
+
+@contextlib.contextmanager
+def seams() -> Iterator[None]:
+    """The few places where the node's code reaches for a real clock, process or file by the name of a module."""
+    places: list[tuple[Any, str, Any]] = [
+        (node.workers.pools, "time", MachineTime),
+        (node.workers.pools, "Crew", SimulatedCrew),
+        (node.workers.crew, "time", MachineTime),
+        (node.workers.crew, "WorkerProcess", WorkerProcess),
+        (node.workers.crew, "GuardLink", SimulatedGuard),
+        (node.workers.slot, "time", MachineTime),
+        (node.crashpoint, "os", _KillHere),
+        (raft.engine_library, "_clock", _library_clock),
+    ]
+    before = [(place, name, getattr(place, name)) for place, name, _ in places]
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    for place, name, stand_in in places:
+        setattr(place, name, stand_in)
+    try:
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
+        logging.disable(level)
+
+
+def run_seed(seed: int, options: Options | None = None, plant: Callable[[], Any] | None = None) -> Report:
+    """One run. ``plant``: a context manager that puts a bug into the code for the time of the run."""
+    collecting = gc.isenabled()
+    gc.disable()  # when memory is collected must not depend on what ran before
+    try:
+        with seams(), plant() if plant is not None else contextlib.nullcontext():
+            return Cluster(seed, options or Options()).run()
+    finally:
+        if collecting:
+            gc.enable()
