@@ -39,7 +39,7 @@ from node.config import (
 NODES_MAX = 9
 SECRET_BYTES = 32
 CERTS = "certs"  # the directory of the certificates, in the data directory
-HTTP_TLS_DEFAULT = False
+HTTP_TLS_DEFAULT = True  # docs/security.md has the figures
 
 
 class ClusterError(Exception):

@@ -37,6 +37,9 @@ def up(
     restart: Annotated[
         bool, typer.Option("--restart/--no-restart", help="Start again a node that dies.")
     ] = True,
+    tls: Annotated[
+        bool, typer.Option("--tls/--no-tls", help="For a new directory: TLS between nodes and for the API.")
+    ] = True,
     timeout: Annotated[float, typer.Option(help="Seconds until the cluster must take work.")] = 60.0,
     json: JsonOption = False,
 ) -> int:
@@ -52,7 +55,7 @@ def up(
         raise Locked(
             f"the cluster in {directory} is up already (its supervisor is process {lock_holder(lock)})"
         )
-    cluster = prepare(directory, nodes=nodes, app=app, app_dir=app_dir, log=log)
+    cluster = prepare(directory, nodes=nodes, app=app, app_dir=app_dir, log=log, tls=tls)
     for name in cluster.peers:
         if not is_held(cluster.node_lock(name)):
             refuse_taken_ports(cluster, name)

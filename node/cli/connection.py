@@ -63,7 +63,7 @@ class Api:
                 status, answer = self._ask_node(target, method, path, body, kind)
             except (OSError, http.client.HTTPException) as error:
                 self._forget(target)
-                said = said or f"{target}: {error or type(error).__name__}"
+                said = said or f"{target}: {error or type(error).__name__}{self._hint(error)}"
                 continue
             if status in (503, 504):
                 # It has no quorum, is on its way out, or does not know whether it was done: ask another.
@@ -127,6 +127,15 @@ class Api:
         if not isinstance(answer, dict):
             raise http.client.HTTPException(f"{target} answered no JSON object")
         return response.status, answer
+
+    def _hint(self, error: Exception) -> str:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return "; its certificate must come from the cluster's ca.pem (ONCEKEEPER_CA)"
+        if isinstance(error, ssl.SSLError):
+            return "; does it speak http:// and not https://?"
+        if self._tls is None and isinstance(error, http.client.RemoteDisconnected | ConnectionResetError):
+            return "; does it speak https://? Then name it so, and its ca.pem in ONCEKEEPER_CA"
+        return ""
 
     def _forget(self, target: Address) -> None:
         connection = self._open.pop(target, None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from node.cli import benches, clusters, demos, queues, suspects, tasks, watching
+from node.cli import benches, certs, clusters, demos, queues, suspects, tasks, watching
 from node.cli.output import BAD_USAGE, DONE, FAILED, INTERRUPTED, CliError, note, print_json
 from node.cluster import ClusterError
 from node.config import ConfigError
@@ -30,6 +30,7 @@ def build() -> typer.Typer:
     program.add_typer(clusters.cluster_app, name="cluster")
     program.command("node")(clusters.node)
     program.add_typer(clusters.config_app, name="config")
+    program.add_typer(certs.certs_app, name="certs")
     program.command("nodes")(watching.nodes)
     program.command("status")(watching.status)
     program.command("wait")(watching.wait)

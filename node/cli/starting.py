@@ -51,7 +51,13 @@ def check_application(app: str, app_dir: Path) -> None:
 
 
 def prepare(
-    directory: Path, *, nodes: int | None, app: str | None, app_dir: Path | None, log: str | None
+    directory: Path,
+    *,
+    nodes: int | None,
+    app: str | None,
+    app_dir: Path | None,
+    log: str | None,
+    tls: bool = True,
 ) -> Cluster:
     """Make the directory, or open the one that is there (and give it another application, if one is named)."""
     if not exists(directory):
@@ -59,7 +65,15 @@ def prepare(
             raise CliError(f"app is missing: {directory} is new, so say --app MODULE:APP", BAD_USAGE)
         from_dir = (app_dir or Path.cwd()).resolve()
         check_application(app, from_dir)
-        return create(directory, nodes=nodes or 3, app=app, app_dir=from_dir, log=log or "embedded")
+        return create(
+            directory,
+            nodes=nodes or 3,
+            app=app,
+            app_dir=from_dir,
+            log=log or "embedded",
+            tls=tls,
+            http_tls=tls,
+        )
     cluster = open_cluster(directory)
     if nodes is not None and nodes != len(cluster.peers):
         raise CliError(

@@ -1,6 +1,6 @@
 """Figures of three replicas on this machine.
 
-``python -m tests.support.raft_bench [latency] [rate] [failover] [idle]``
+``python -m tests.support.raft_bench [tls] [latency] [rate] [failover] [idle]``
 Every figure includes fdatasync on a majority. ``ONCEKEEPER_TEST_LOOP=uvloop`` measures with uvloop.
 """
 
@@ -68,8 +68,9 @@ def idle(cluster: Cluster, seconds: float = 10.0) -> None:
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or ["latency", "rate", "idle", "failover"]
-    with tempfile.TemporaryDirectory() as directory, Cluster(Path(directory)) as cluster:
+    tls = "tls" in sys.argv
+    chosen = [word for word in sys.argv[1:] if word != "tls"] or ["latency", "rate", "idle", "failover"]
+    with tempfile.TemporaryDirectory() as directory, Cluster(Path(directory), tls=tls) as cluster:
         for name in chosen:
             {"latency": latency, "rate": rate, "failover": failover, "idle": idle}[name](cluster)
 

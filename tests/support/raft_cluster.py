@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from node.certs import CertFiles, make_all
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -115,12 +117,18 @@ class Process:
 class Cluster:
     """``with Cluster(tmp_path) as cluster:`` three voters, all up."""
 
-    def __init__(self, directory: Path, voters: int = 3, observers: int = 0, **settings: Any) -> None:
+    def __init__(
+        self, directory: Path, voters: int = 3, observers: int = 0, tls: bool = False, **settings: Any
+    ) -> None:
         names = [f"n{number + 1}" for number in range(voters)]
         watchers = [f"o{number + 1}" for number in range(observers)]
         self.ports = dict(zip(names + watchers, free_ports(voters + observers), strict=True))
         self.secret = os.urandom(32)
         self.cluster_id = os.urandom(16).hex()
+        if tls:
+            files = CertFiles(directory / "certs")
+            make_all(files, self.cluster_id, dict.fromkeys(names + watchers, ()))
+            settings["certs"] = str(files.dir)
         self.settings = {
             name: {
                 "id": name,

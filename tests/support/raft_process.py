@@ -15,6 +15,7 @@ from typing import Any
 
 from raft.engine import Limits, Timings
 from raft.replica import Applied, Replica, ReplicaConfig
+from raft.tls import client_context, server_context
 from tests.support.raft_machine import TallyMachine
 
 
@@ -26,6 +27,11 @@ def say(word: dict[str, Any]) -> None:
 class Driven:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.machine = TallyMachine()
+        certs = None
+        if folder := settings.get("certs"):
+            certs = [
+                Path(folder) / name for name in ("ca.pem", f"{settings['id']}.pem", f"{settings['id']}.key")
+            ]
         self.replica = Replica(
             ReplicaConfig(
                 node_id=settings["id"],
@@ -38,6 +44,8 @@ class Driven:
                 observers=tuple(settings.get("observers", ())),
                 timings=Timings(**settings.get("timings", {})),
                 limits=Limits(**settings.get("limits", {})),
+                server_ssl=None if certs is None else server_context(*certs),
+                client_ssl=None if certs is None else client_context(*certs),
             ),
             self.machine,
             on_fatal=lambda error: say({"fatal": str(error)}),

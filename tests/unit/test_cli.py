@@ -66,7 +66,7 @@ def test_a_cluster_whose_nodes_are_down_is_unreachable(asking, tmp_path):
 
 
 def test_a_directory_gives_the_token(asking, tmp_path):
-    cluster = create(tmp_path / "oncekeeper-data", nodes=1, app="shop:app", app_dir=tmp_path)
+    cluster = create(tmp_path / "oncekeeper-data", nodes=1, app="shop:app", app_dir=tmp_path, http_tls=False)
     with serving({"GET /v1/status": (200, STATUS)}) as node:
         path = cluster.dir / "cluster.json"
         path.write_text(path.read_text().replace(str(cluster.peers["n1"].http), f"127.0.0.1:{node.port}"))
