@@ -14,7 +14,8 @@ from functools import partial
 import pytest
 
 from chaos import history as h
-from dedup.ids import Ids, id_text
+from dedup.ids import Ids, TaskId, id_text
+from node.cli.connection import Api
 from node.cli.output import CliError
 from tests.support.real_cluster import RealCluster, eventually
 
@@ -220,18 +221,27 @@ def test_the_same_ids_sent_again_after_an_unknown_outcome_run_once(cluster: Real
 
 def test_what_was_acknowledged_as_cancelled_never_starts(cluster: RealCluster) -> None:
     api = cluster.api()
-    ids = list(cluster.submit("once", count=400))
+    # All workers for this kind are busy, so that much waits; in the midst of the cancelling they go on.
+    busy = [next(iter(cluster.submit("reckon", do="before:wait"))) for _ in range(36)]
+    eventually("every node has one that waits", lambda: len(cluster.caught_by(busy)) == len(cluster.nodes))
+    ids = list(cluster.submit("reckon", count=300))
     outcomes: list[bool] = []
-    for task_id in reversed(ids):  # the race is between the workers, from the front, and us
-        try:
-            api.post(f"/v1/tasks/{id_text(task_id)}/cancel", {"by": "test"})
-        except CliError as error:
-            if error.details.get("status") != 409:
-                raise
-            outcomes.append(False)
-        else:
-            cluster.history.cancels.append(h.CancelTold(task_id))
-            outcomes.append(True)
+    for number, task_id in enumerate(ids):
+        if number == 50:
+            for each in busy:
+                cluster.release(each)
+        outcomes.append(cancel(cluster, api, task_id))
     cluster.check()
-    assert cluster.effects_of(reversed(ids)) == [0 if cancelled else 1 for cancelled in outcomes]
+    assert cluster.effects_of(ids) == [0 if cancelled else 1 for cancelled in outcomes]
     print(f"{sum(outcomes)} of {len(outcomes)} were cancelled in time")
+
+
+def cancel(cluster: RealCluster, api: Api, task_id: TaskId) -> bool:
+    try:
+        api.post(f"/v1/tasks/{id_text(task_id)}/cancel", {"by": "test"})
+    except CliError as error:
+        if error.details.get("status") != 409:
+            raise
+        return False
+    cluster.history.cancels.append(h.CancelTold(task_id))
+    return True
