@@ -262,6 +262,8 @@ class History:
         self.leaders: list[Led] = []
         self.memory: list[Memory] = []
         self.promises: list[Promise] = []
+        self.sink_is_exact = True
+        """False where the sink stands around foreign handlers: what was entered may have taken effect untold."""
 
     def submit(
         self,

@@ -175,6 +175,8 @@ def _observed(history: History) -> Iterator[Line]:
     for promise in history.promises:
         counts = {"tasks": promise.tasks, "within_ns": promise.within_ns, "bytes": promise.memory_bytes_max}
         yield Line(t_ns=promise.since_ns, process="driver", kind="PROMISE", counts=counts)
+    if not history.sink_is_exact:
+        yield Line(t_ns=0, process="sink", kind="SINK", outcome="around")
     for kind, shown in (("COUNTED", history.counted), ("KEPT", history.kept)):
         if shown is not None:
             yield Line(t_ns=0, process="driver", kind=kind, counts=msgspec.structs.asdict(shown))
@@ -275,6 +277,8 @@ def _take(history: History, e: Line) -> None:
         case "PROMISE":
             counts = e.counts
             history.promises.append(h.Promise(e.t_ns, counts["within_ns"], counts["tasks"], counts["bytes"]))
+        case "SINK":
+            history.sink_is_exact = e.outcome == "exact"
         case "COUNTED":
             history.counted = h.Counted(**e.counts)
         case "KEPT":

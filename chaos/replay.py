@@ -7,7 +7,7 @@ and ruling in the order of the Raft index, and the digest that each replica must
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from chaos import history as h
@@ -39,14 +39,22 @@ def replay(
         shutil.rmtree(scratch)
     if entries and entries[0][1] > 2:
         raise Incomplete(f"{raft_dir}: the journal begins at index {entries[0][1]}")
+    payloads = ((i, command[TOKEN_END:] if command[0] == PAYLOAD else None) for command, i, _ in entries)
+    return apply_all(payloads, bloom_seed=bloom_seed, upto=upto, digests_at=digests_at)
+
+
+def apply_all(
+    entries: Iterable[tuple[int, bytes | None]], *, bloom_seed: int, upto: int, digests_at: frozenset[int]
+) -> tuple[list[h.Decision], dict[int, str], Ledger]:
+    """As ``replay``, of (index, payload) in order; a payload of None is an entry without one."""
     ledger = Ledger(bloom_seed)
     decisions: list[h.Decision] = []
     digests: dict[int, str] = {}
-    for command, index, _term in entries:
+    for index, payload in entries:
         if index > upto:
             break
-        if command[0] == PAYLOAD:
-            effects = ledger.apply(index, command[TOKEN_END:])
+        if payload is not None:
+            effects = ledger.apply(index, payload)
             if not effects.repeated:
                 decisions += _decisions(effects)
         if index in digests_at:

@@ -6,6 +6,7 @@ what was written before a SIGKILL stays. Times are CLOCK_BOOTTIME, which all pro
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
@@ -25,7 +26,7 @@ class Witness(Protocol):
 
     def answered(self, op: int, effects: Effects) -> None: ...
 
-    def applied(self, effects: Effects) -> None: ...
+    def applied(self, index: int, payload: bytes) -> None: ...
 
     def lease(self, session: int, until_ms: int) -> None: ...
 
@@ -39,7 +40,7 @@ class NoWitness:
     def answered(self, op: int, effects: Effects) -> None:
         pass
 
-    def applied(self, effects: Effects) -> None:
+    def applied(self, index: int, payload: bytes) -> None:
         pass
 
     def lease(self, session: int, until_ms: int) -> None:
@@ -71,9 +72,9 @@ class FileWitness:
             if isinstance(command, Claim | Settle) and isinstance(answer, Answered):
                 self._write(kind="return", op=op, index=effects.index, command=command, answer=answer)
 
-    def applied(self, effects: Effects) -> None:
-        if effects.events or any(isinstance(each, Claim | Settle) for each in effects.proposal.commands):
-            self._write(kind="applied", index=effects.index)
+    def applied(self, index: int, payload: bytes) -> None:
+        # Whole: snapshots shorten the journals, and what was decided must still be told from the first entry on.
+        self._write(kind="applied", index=index, payload=payload)
 
     def lease(self, session: int, until_ms: int) -> None:
         self._write(kind="lease", session=session, until_ms=until_ms)
@@ -83,7 +84,9 @@ class FileWitness:
 
     def _write(self, **line: Any) -> None:
         line |= {"t_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME), "process": self._process}
-        os.write(self._file, self._encode(line) + b"\n")
+        # A disk that is full costs the account a line, and must not cost the node its life.
+        with contextlib.suppress(OSError):
+            os.write(self._file, self._encode(line) + b"\n")
 
 
 def witness(path: str, node: str) -> Witness:

@@ -36,7 +36,7 @@ def testimony_tells_the_truth(history: History) -> list[str]:
         under = (each.id, each.fence)
         if each.fact is Fact.NEVER_STARTED and (under in started or under in acted):
             wrong.append(f"{id_text(each.id)} under {each.fence}: testified never started, and it had")
-        if each.fact is Fact.FINISHED and under not in acted and (started or acted):
+        if each.fact is Fact.FINISHED and under not in acted and history.starts:
             wrong.append(f"{id_text(each.id)} under {each.fence}: testified finished, without an effect")
     return wrong
 

@@ -1,0 +1,97 @@
+"""The application that the fault suite runs by default: its effect is one record in the sink, and nothing else.
+
+So the sink tells exactly what took effect, and the check of each handler is sound: it looks into the sink.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from chaos.sink import EFFECT, START, Sink
+from chaos.traps import AFTER, BEFORE, HOME, befall
+from oncekeeper import App, current_task
+
+home = Path(os.environ.get(HOME, "chaos-home"))
+app = App("chaos")
+sink = Sink(home / "effects")
+
+
+def act() -> None:
+    task = current_task()
+    sink.append(START, task.id_text, task.fence)
+    befall(home, task.id_text, BEFORE)
+    sink.append(EFFECT, task.id_text, task.fence)
+    befall(home, task.id_text, AFTER)
+
+
+def has_acted() -> bool:
+    return sink.has_effect(current_task().id_text)
+
+
+@app.task(on_doubt="check", ttr=60, retries=3, retry_delay=0.05)
+def write(n: int = 0) -> None:
+    act()
+
+
+@write.check
+def was_written(n: int = 0) -> bool:
+    return has_acted()
+
+
+@app.task(on_doubt="check", kind="cpu", ttr=60, retries=3, retry_delay=0.05)
+def reckon(n: int = 0) -> int:
+    act()
+    return n * n
+
+
+@reckon.check
+def was_reckoned(n: int = 0) -> bool:
+    return has_acted()
+
+
+@app.task(on_doubt="check", ttr=60, retries=3, retry_delay=0.05)
+async def drift(n: int = 0) -> None:
+    await asyncio.sleep(0)
+    act()
+
+
+@drift.check
+def has_drifted(n: int = 0) -> bool:
+    return has_acted()
+
+
+@app.task(on_doubt="rerun", ttr=60, retries=3, retry_delay=0.05)
+def again(n: int = 0) -> None:
+    act()
+
+
+@app.task(on_doubt="skip", ttr=60)
+def at_most(n: int = 0) -> None:
+    act()
+
+
+@app.task(on_doubt="hold", ttr=60)
+def careful(n: int = 0) -> None:
+    act()
+
+
+@app.task(on_doubt="check", ttr=0.5, retries=3, retry_delay=0.05)
+def hasty(n: int = 0) -> None:
+    act()
+
+
+@hasty.check
+def was_hasty(n: int = 0) -> bool:
+    return has_acted()
+
+
+@app.task(on_doubt="check", kind="cpu", ttr=0.5, retries=3, retry_delay=0.05)
+def hasty_reckon(n: int = 0) -> None:
+    act()
+
+
+@hasty_reckon.check
+def was_hasty_reckoned(n: int = 0) -> bool:
+    return has_acted()
