@@ -50,6 +50,11 @@ class Submitter(Generic[P, R]):
         self._options = options
         self.handler = handler
 
+    @property
+    def app(self) -> App:
+        """The application whose handler this is."""
+        return self._app
+
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Store one task durably; its handle. The arguments are those of the function.
 

@@ -37,10 +37,10 @@ class Calls(msgspec.Struct, frozen=True):
 
 def load_calls(app_ref: str, app_dir: str) -> dict[str, Calls]:
     """Import the application; whatever its modules raise goes through."""
-    return {name: _calls(handler) for name, handler in load_app(app_ref, app_dir or None).handlers.items()}
+    return {name: calls_of(handler) for name, handler in load_app(app_ref, app_dir or None).handlers.items()}
 
 
-def _calls(handler: Handler) -> Calls:
+def calls_of(handler: Handler) -> Calls:
     info = HandlerInfo(**handler.info())
     run = _run_async(handler) if handler.is_async else _run(handler)
     return Calls(info, handler.signature.decode, run, handler.check, handler.encode_result)
