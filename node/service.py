@@ -365,7 +365,8 @@ class Service:
             case WorkerStarted(pid, kind):
                 _log.info("worker %d started (%s)", pid, kind)
             case WorkerEnded(pid, kind, why, in_doubt):
-                _log.warning("worker %d ended (%s): %s; %d tasks in doubt", pid, kind, why, in_doubt)
+                level = logging.INFO if self._stop.is_set() and not in_doubt else logging.WARNING
+                _log.log(level, "worker %d ended (%s): %s; %d tasks in doubt", pid, kind, why, in_doubt)
             case WorkerFailed(kind, error, retry_s):
                 _log.error("a worker could not start (%s), again in %.1f s: %s", kind, retry_s, error)
             case GuardRestarted(status):
@@ -401,9 +402,9 @@ class Service:
 
     def _applied(self, index: int, payload: bytes, result: object) -> None:
         assert isinstance(result, Effects)
+        self.witness.applied(index, payload)
         if result.repeated:
             return
-        self.witness.applied(result)
         if result.events:
             events = recorded(result, self.clock.wall_ms())
             if events:
