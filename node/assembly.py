@@ -30,6 +30,7 @@ from node.workers.pools import WorkerPools
 from node.workers.port import Report
 from node.workers.testimony import Evidence, forget, incarnations, read_testimony
 from oncekeeper.log.embedded import open_log
+from raft.engine import Limits
 from raft.ledger import Ledger
 from raft.replica import Replica, ReplicaConfig, ReplicaStatus
 
@@ -84,6 +85,11 @@ class WorkJournals:
         forget(self._directory, life)
 
 
+def journal_limits(entries_max: int) -> Limits:
+    """A tenth stays below each snapshot, so that a follower slightly behind needs entries only."""
+    return Limits(compact_entries=entries_max, tail_entries=entries_max // 10)
+
+
 def replica_config(config: NodeConfig, secret: bytes, tls: NodeTls | None = None) -> ReplicaConfig:
     # The wish decides and not the certificates at hand: without them a node that wants TLS must not start.
     if config.tls and tls is None:
@@ -99,6 +105,7 @@ def replica_config(config: NodeConfig, secret: bytes, tls: NodeTls | None = None
             if name != config.node_id
         },
         data_dir=config.data_dir / "raft",
+        limits=journal_limits(config.journal_entries_max),
         server_ssl=tls.link_server if tls and config.tls else None,
         client_ssl=tls.link_client if tls and config.tls else None,
     )

@@ -102,6 +102,7 @@ SETTINGS = {
     "crash_at": Setting(
         "for tests of recovery: STEP or STEP:N, kill this node when it comes there (N times)"
     ),
+    "journal_entries_max": Setting("Raft log entries after which a snapshot shortens the journal", 100),
     "record_history": Setting(
         "for checkers of whole histories: a file that gets a line for what is asked and heard"
     ),
@@ -143,6 +144,7 @@ class NodeConfig:
     history_keep_ms: int = 7 * DAY_MS
     history_queue_max: int = 100_000
     crash_at: str = ""
+    journal_entries_max: int = 100_000
     record_history: str = ""
 
     @property

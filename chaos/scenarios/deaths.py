@@ -73,8 +73,8 @@ def _at_step(step: str) -> Callable[[Stage], None]:
         nodes.stop(node)
         nodes.start(node, settings={"crash_at": f"{step}:{stage.random.randrange(1, 6)}"})
         fault = nodes.killed(node)
+        nodes.died(node)
         with stage.during(fault):
-            nodes.died(node)
             stage.notes.append(f"{node} killed itself {step.replace('_', ' ')}")
             stage.flow()
         nodes.wait_up()

@@ -143,6 +143,11 @@ class Nodes:
                 thread.start()
                 self._watchers.append(thread)
 
+    def start_dead(self, *nodes: str) -> None:
+        """Those of them that do not run."""
+        if dead := [node for node in nodes if not self.is_running(node)]:
+            self.start(*dead)
+
     def kill(self, *nodes: str) -> None:
         """SIGKILL, and wait until it is gone."""
         for node in nodes:
@@ -284,7 +289,7 @@ class Nodes:
             self.kill(*(node for node in nodes if self.is_running(node)))
 
         def heal() -> None:
-            self.start(*(node for node in nodes if not self.is_running(node)))
+            self.start_dead(*nodes)
 
         return Fault("killed", nodes, strike, heal)
 

@@ -140,7 +140,7 @@ def _play_on(nodes: Nodes, run: Run, plan: Plan) -> None:
             stage.flow()
             scenario.play(stage)
             nodes.faults.heal_all()
-            nodes.start(*(node for node in nodes.names if not nodes.is_running(node)))
+            nodes.start_dead(*nodes.names)
             stage.promise(20)
             nodes.wait_up()
             stage.flow()

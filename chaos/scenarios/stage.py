@@ -1,8 +1,8 @@
 """What a scenario plays on: the nodes, the load, and a notebook of what it saw.
 
 Three kinds of findings, kept apart: invariants (chaos/checkers), *expectations* of this very scenario (the old
-leader confirms nothing), and *bounds* in time, which say how long something took beside how long it may take. A bound
-that is missed on a busy machine is told as such; it is never widened, and it is no wrong result.
+leader confirms nothing), and *bounds* in time, which say how long something took beside how long it may take. A
+bound that is missed on a busy machine is told as such; it is never widened, and it is no wrong result.
 """
 
 from __future__ import annotations
