@@ -198,13 +198,14 @@ class RealCluster:
         except CliError:
             return None
 
-    def wait_up(self, seconds: float = 40.0) -> None:
-        def all_take_work() -> bool:
-            status = self.status()
-            rows = status["nodes"] if status else []
-            return {row["node"] for row in rows if row["takes_work"]} >= self._processes.keys()
+    def all_take_work(self) -> bool:
+        """All that were started; one that ended meanwhile does not."""
+        status = self.status()
+        rows = status["nodes"] if status else []
+        return {row["node"] for row in rows if row["takes_work"]} >= self._processes.keys()
 
-        eventually(f"{', '.join(self._processes)} take work", all_take_work, seconds)
+    def wait_up(self, seconds: float = 40.0) -> None:
+        eventually(f"{', '.join(self._processes)} take work", self.all_take_work, seconds)
 
     def leader(self) -> str:
         def look() -> str | None:
