@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import msgspec
 
 POLL_S = 0.0005
+_engines: weakref.WeakSet[Any] = weakref.WeakSet()
 _kept: list[Any] = []
 
 
@@ -84,6 +86,7 @@ def die() -> None:
 def _be_child(work: Callable[[Notes], None], notes: Notes) -> None:
     code = 1
     try:
+        gc.freeze()  # what is inherited is nobody's garbage, and looking through it would copy it
         _leave_connections()
         work(notes)
         code = 0
@@ -94,14 +97,28 @@ def _be_child(work: Callable[[Notes], None], notes: Notes) -> None:
         os._exit(code)  # not through pytest, whose report would be written twice
 
 
-def _leave_connections() -> None:
-    engines = getattr(sys.modules.get("sqlalchemy.engine"), "Engine", None)
-    if engines is None:
+def watch_engines() -> None:
+    """Know the SQLAlchemy engines that there are, and those that will be, so that children can leave them alone."""
+    engine = getattr(sys.modules.get("sqlalchemy.engine"), "Engine", None)
+    if engine is None:
         return
+    # Here and not in the children: looking at every object would give each a copy of all memory.
     for each in gc.get_objects():
-        if issubclass(type(each), engines):  # isinstance would ask proxies, which may do anything
-            _kept.append(each.pool)  # or it would be collected, and its connections closed under the parent
-            each.dispose(close=False)
+        if issubclass(type(each), engine):  # isinstance would ask proxies, which may do anything
+            _engines.add(each)
+    event: Any = sys.modules["sqlalchemy.event"]
+    if not event.contains(engine, "engine_connect", _note_engine):
+        event.listen(engine, "engine_connect", _note_engine)
+
+
+def _note_engine(connection: Any) -> None:
+    _engines.add(connection.engine)
+
+
+def _leave_connections() -> None:
+    for each in list(_engines):
+        _kept.append(each.pool)  # or it would be collected, and its connections closed under the parent
+        each.dispose(close=False)
 
 
 def _wait(pid: int, timeout_s: float) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import Any
 
-from chaos.testing.children import Ended, HungChild, Notes, die, run_in_child
+from chaos.testing.children import Ended, HungChild, Notes, die, run_in_child, watch_engines
 from chaos.testing.loops import beside_the_loop
 from chaos.testing.oracle import Oracle, OracleError, oracle_of
 from chaos.testing.places import END, START, Place, Walk, some_of
@@ -119,6 +119,7 @@ class _Walked:
         self._runs = 0
 
     def report(self) -> CrashReport:
+        watch_engines()
         places = [START, *self._whole_run(), END]
         findings = [self._crash(NEVER, None)]
         for number in some_of(places, self._settings.places_max):
