@@ -83,6 +83,7 @@ class Toxiproxy:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
+                env={**os.environ, "LOG_LEVEL": "warn"},
                 start_new_session=True,  # Ctrl-C at the terminal is ours to answer
                 preexec_fn=_die_with_us,
             )

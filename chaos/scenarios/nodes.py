@@ -88,6 +88,7 @@ class Nodes:
             app=OWN_APP if self.is_own else "chaos.wrapped:app",
             app_dir=target.app_dir,
             settings={**SETTINGS, **(settings or {})},
+            http_tls=False,  # we look many times a second; the Raft links have their TLS
         )
         self.names = tuple(self.cluster.peers)
         self.links = Links(self.cluster, server)
