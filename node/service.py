@@ -68,6 +68,7 @@ ADVANCE_MS = 500
 COMMIT_MS = 200
 LOOK_MS = 1_000  # how often to look at the log unasked, should a wake have been lost
 SWEEP_MS = 60_000
+SWEEP_BARRIER_MS = 2_000
 DISK_RETRY_MS = 500
 HISTORY_WAIT_MS = 100
 RETAIN_MS = 30_000
@@ -542,6 +543,11 @@ class Service:
             await self._sweep_tasks(tasks)
 
     async def _sweep_tasks(self, tasks: list[Aside]) -> None:
+        # What lies aside was claimed before it was put there. A ledger that is behind, as a new leader's or a deposed
+        # one's may be, would take it for free, and bring back what its holder is just giving up.
+        while not await self.replica.barrier(SWEEP_BARRIER_MS):
+            if not self.replica.is_leader:
+                return  # whoever leads next sweeps everything
         again, drop = sweeper.Verdicts(self.ledger).split(tasks)
         if again:
             await self._with_disk(lambda log: sweeper.append_again(log, again, self.parts.wake.wake))
