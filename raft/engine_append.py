@@ -126,6 +126,13 @@ class Replication(Snapshots):
         if transfer is not None and matched[node] >= self.first_index:
             del self._outgoing[node]
             following[node] = matched[node] + 1
+        elif (
+            transfer is not None
+            and transfer.snapshot is not None
+            and matched[node] >= transfer.snapshot.index
+        ):
+            # It has that snapshot, but while it was sent the journal was shortened beyond it: again, with a newer.
+            del self._outgoing[node]
         elif m.next_index and transfer is None:
             wanted = min(max(m.next_index, matched[node] + 1), self.last_index + 1)
             # Appends already under way all get the same answer: go back once, and again only after a while.

@@ -225,7 +225,8 @@ class Snapshots(EngineBase):
 
     def _read_for(self, node: Node, transfer: Outgoing) -> None:
         for other in self._outgoing.values():
-            if other.snapshot is not None:
+            # What another peer is sent will do here too, if the journal goes on from it.
+            if other.snapshot is not None and other.snapshot.index >= self.first_index:
                 transfer.snapshot, transfer.checksum = other.snapshot, other.checksum
                 return
 
