@@ -56,6 +56,8 @@ def _open(config: ReplicaConfig, files: Files) -> tuple[Journal, SnapshotStore]:
     try:
         header = snapshots.header()
         check_alignment(journal, header)
+        if header is not None:
+            snapshots.load()  # the body's checksum too: the engine would find out when nothing can be healed
         empty = not len(journal) and not journal.getCurrentTerm() and header is None
         if empty and not journal.rejoining and files.exists(f"{config.data_dir}/{INITIALISED}"):
             raise StoreLost(f"{config.data_dir / 'journal'} is empty, and this replica was in use before")
