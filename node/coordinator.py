@@ -37,6 +37,7 @@ from node.workers.port import Ended, HandlerInfo, Mode, Report
 from oncekeeper.log.port import Aside, Undecodable
 from raft.commands import Answered, Claim, Command, Outcome, Result, Settle, Span
 
+DUE_LOOK_MS = 10_000
 UNKNOWN_KIND = "?"  # the lane of handlers that no worker knows: claimed, and given to dead letters
 
 
@@ -169,7 +170,8 @@ class Coordinator:
                 # Unallocated here may only mean that this replica is behind: the claim's answer is final.
                 wait_ms = piece.batch.due_ms - self._wall_ms
                 if piece.batch.due_ms and wait_ms > 0:
-                    self._wait(piece, wait_ms, Outcome.EARLY)
+                    # Not for all of the wait: a wall clock that was wrong when we looked may be right by then.
+                    self._wait(piece, min(wait_ms, DUE_LOOK_MS), Outcome.EARLY)
                 else:
                     self._lane_of(piece).push(piece)
             case Outcome.EXECUTED | Outcome.DEAD | Outcome.CANCELLED:
