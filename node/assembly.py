@@ -195,6 +195,7 @@ async def run_node(config: NodeConfig) -> int:
     _log.info("node %s, pid %d, of cluster %s", config.node_id, os.getpid(), config.cluster_id)
     service = Service(real_parts(config, read_secret(config.cluster_dir)))
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(service.callback_failed)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stop)
     with contextlib.suppress(asyncio.CancelledError):

@@ -80,7 +80,10 @@ class Lane:
         """How many tasks of a handler may be claimed now."""
         outstanding = self.outstanding
         flow = self.handler(name)
-        by_time = int(GROWTH * flow.rate(now_ms) * self._horizon_ms[rerun]) - flow.outstanding
+        target = int(GROWTH * flow.rate(now_ms) * self._horizon_ms[rerun])
+        by_time = target - flow.outstanding
+        if by_time < target // 4:
+            by_time = 0  # a claim costs three disks the same, however small it is: let more room gather
         by_slots = self.slots + max(1, self.slots // 4) - outstanding
         return min(self._claim_max - outstanding, max(by_time, by_slots))
 

@@ -130,6 +130,15 @@ class Service:
         """Finish what runs, settle, and end ``run``."""
         self._stop.set()
 
+    def callback_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """The loop's exception handler. A callback of ours that failed leaves a node that looks alive and is not;
+        what fails about one connection, or one request, is that one's end."""
+        error = context.get("exception")
+        if isinstance(error, Exception) and "handle" in context and "transport" not in context:
+            self._fatal(error)
+        else:
+            loop.default_exception_handler(context)
+
     async def run(self) -> int:
         """Until ``stop``, or until a part can no longer be trusted; the process's exit code."""
         await self.parts.wake.listen(self._woken)
@@ -251,7 +260,13 @@ class Service:
         if self.session.session and not self.session.fenced and self.config.consumes and self.config.app:
             consuming = sorted({s.node for s in self.ledger.sessions.values() if s.consumes})
             owned = owned_by(self.config.node_id, self.log.reader.partitions, consuming)
-        committed = self.log.reader.committed() if owned else {}
+        try:
+            committed = self.log.reader.committed() if owned else {}
+        except LogUnusable as error:
+            self.notes["read"] = f"the task log cannot be read: {error}"
+            _log.error("%s; trying again", self.notes["read"])
+            asyncio.get_running_loop().call_later(DISK_RETRY_MS / 1000, self._assign)
+            return
         self._feed(m.Assigned({number: committed.get(number, 0) for number in owned}))
 
     async def _keep_time(self) -> None:
@@ -278,12 +293,15 @@ class Service:
             return
         self._feeding = True
         try:
-            while self._events:
+            # Whoever called, a callback of the loop included: a node that went on deaf would look alive.
+            while self._events and self._exit_code == 0:
                 effects = self.coordinator.on(
                     self._events.popleft(), self.clock.lease_ms(), self.clock.wall_ms()
                 )
                 for effect in effects:
                     self._perform(effect)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the node stops, and is started anew
+            self._fatal(error)
         finally:
             self._feeding = False
         self._arm_tick()
@@ -323,7 +341,14 @@ class Service:
             # The history's disk is behind. What is in hand goes on; no more is taken until it has caught up.
             asyncio.get_running_loop().call_later(HISTORY_WAIT_MS / 1000, self._read, effect)
             return
-        items = self.log.reader.read(effect.partition, effect.offset, effect.tasks_max, READ_BYTES_MAX)
+        try:
+            items = self.log.reader.read(effect.partition, effect.offset, effect.tasks_max, READ_BYTES_MAX)
+        except LogUnusable as error:
+            self.notes["read"] = f"the task log cannot be read: {error}"
+            _log.error("%s; trying again", self.notes["read"])
+            asyncio.get_running_loop().call_later(DISK_RETRY_MS / 1000, self._read, effect)
+            return
+        self.notes.pop("read", None)
         next_offset = effect.offset
         count = size = 0
         for item in items:
