@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from chaos.checkers.life import State
 from chaos.simulation.loop import Clock, ProcessLoop
-from dedup.ids import Ids, TaskId, id_text, ids_of, keyed_id
+from dedup.ids import Ids, TaskId, ids_of, keyed_id
 from node.facade import OutcomeUnknown, Unavailable
+from node.http.steer import _lay_aside
 from node.running import RunningNode
 from oncekeeper.envelope import TaskBatch
+from oncekeeper.log.port import UnknownAppend, Unsent
 from raft import commands as c
 
 if TYPE_CHECKING:
@@ -94,6 +96,8 @@ class Clients:
                 result, error = await act(service.face), None
             except (Unavailable, OutcomeUnknown) as raised:
                 result, error = None, raised
+            except (Unsent, UnknownAppend) as raised:
+                result, error = None, OutcomeUnknown(str(raised))
             self.world.scheduler.after(
                 0.0002, self.loop, self.loop.enter, self._answered, answer, result, error
             )
@@ -140,15 +144,13 @@ class Clients:
         except Unreached:
             # As the client library does: a random keyed id, so that submitting survives.
             ids = Ids((), tuple(draw.getrandbits(128).to_bytes(16, "big") for _ in range(count)))
-            keys: tuple[str, ...] = tuple("" for _ in range(count))
         else:
-            ids, keys = Ids(((answers[0].start, count),)), ()
+            ids = Ids(((answers[0].start, count),))
         due_ms = 0
         if draw.random() < 0.12:
             due_ms = self.loop.clock.wall_ms() + draw.randrange(200, 1500)
-        await self._append(TaskBatch(
-            queue="default", handler=name, ids=ids, bodies=(b"{}",) * count, due_ms=due_ms, keys=keys if any(keys) else ()
-        ))  # fmt: skip
+        bodies = (b"{}",) * count
+        await self._append(TaskBatch(queue="default", handler=name, ids=ids, bodies=bodies, due_ms=due_ms))
 
     async def _submit_key(self) -> None:
         if self.random.random() < 0.5 or not self._keys:
@@ -218,8 +220,14 @@ class Clients:
             return
         self.world.witness.note("client", "REVIVE", task_id)
         self.world.witness.cancelled.discard(task_id)
+
+        async def retry(face: RunningNode) -> None:
+            """As node/http/steer.py: the message is made sure of first."""
+            await face.with_log(lambda log: _lay_aside(log, task_id))
+            await face.propose((c.Revive(ids_of([task_id]), "client"),), 1500)
+
         try:
-            await self.ask(lambda face: face.propose((c.Revive(ids_of([task_id]), "client"),), 1500))
+            await self.ask(retry)
         except Unreached:
             return
 
@@ -286,7 +294,3 @@ class Clients:
             if process.alive and process.service is not None:
                 return bool(process.service.ledger.describe(task_id).held_by)
         return False
-
-
-def name_of(task_id: TaskId) -> str:
-    return id_text(task_id)

@@ -11,12 +11,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import traceback
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import node.crashpoint
+import node.http.steer
 import node.workers.crew
 import node.workers.pools
 import node.workers.slot
@@ -27,7 +30,7 @@ from chaos.checkers.life import TERMINAL, State
 from chaos.simulation.clients import Clients
 from chaos.simulation.disk import Loss
 from chaos.simulation.faults import Faults
-from chaos.simulation.loop import Actor, Clock, Killed, ProcessLoop, Scheduler
+from chaos.simulation.loop import Actor, Clock, Killed, ProcessLoop, Scheduler, current
 from chaos.simulation.machine import Machine
 from chaos.simulation.network import Network
 from chaos.simulation.process import Process, build_parts
@@ -147,8 +150,7 @@ class Cluster:
         process.start()
 
     def make_service(self, process: Process) -> Service:
-        service = Service(build_parts(process))
-        return service
+        return Service(build_parts(process))
 
     def process_ended(self, process: Process, power: bool) -> None:
         self.graveyard.append(process)
@@ -180,14 +182,20 @@ class Cluster:
                 11, f"the replica of {process.name} stopped: {type(error).__name__}: {error}"
             )
 
+    def node_failed(self, process: Process, error: BaseException) -> None:
+        """A disk that fails stops a node; a defect of its own is a finding."""
+        if not isinstance(error, JournalFailed | OSError):
+            last = traceback.extract_tb(error.__traceback__)[-1:]
+            where = f" at {last[0].filename.rsplit('/', 1)[-1]}:{last[0].lineno}" if last else ""
+            text = f"{process.name} stops: {type(error).__name__}: {error}{where}"
+            self.witness.violated(13, text)
+
     def process_failed(self, process: Process, error: BaseException) -> None:
         self.witness.note(process.name, "EXIT", None, f"{type(error).__name__}: {error}")
         if not isinstance(error, JournalFailed | OSError):
             self.witness.violated(13, f"{process.name} does not start: {type(error).__name__}: {error}")
 
     def callback_raised(self, loop: ProcessLoop, error: BaseException) -> None:
-        import traceback
-
         last = traceback.extract_tb(error.__traceback__)[-1:]
         where = f" at {last[0].filename.rsplit('/', 1)[-1]}:{last[0].lineno}" if last else ""
         self.witness.violated(13, f"a callback of {loop.name} raised {type(error).__name__}: {error}{where}")
@@ -345,9 +353,9 @@ class Cluster:
                 witness.violated(found.invariant.number, sentence, *ids)
         for task_id, life in witness.lives.items():
             count = self.effects[task_id]
-            if life.state is State.EXECUTED and count == 0 and life.by not in ("policy:skip",):
-                if witness.history.submitted.get(task_id) is not None:
-                    witness.violated(2, f"{id_text(task_id)} is executed, and never took effect", task_id)
+            unseen = life.state is State.EXECUTED and count == 0 and life.by != "policy:skip"
+            if unseen and task_id in witness.history.submitted:
+                witness.violated(2, f"{id_text(task_id)} is executed, and never took effect", task_id)
 
     def close(self) -> None:
         for process in [*self.graveyard, *self.processes.values()]:
@@ -356,8 +364,6 @@ class Cluster:
 
 
 def _crc(text: str) -> int:
-    import zlib
-
     return zlib.crc32(text.encode())
 
 
@@ -370,20 +376,23 @@ class _KillHere:
 
     @staticmethod
     def kill(pid: int, number: int) -> None:
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, ProcessLoop)
-        loop.on_killed()
+        current.loop.on_killed()
         raise Killed
+
+
+_service_fatal = Service._fatal
+
+
+def _fatal(service: Service, error: BaseException) -> None:
+    """What stops a node is noted; then it goes its way."""
+    process = current.loop.process
+    process.world.node_failed(process, error)
+    _service_fatal(service, error)
 
 
 def _library_clock() -> float:
     """Where the library reads its clock outside of the engine's calls."""
-    from asyncio import events
-
-    loop = events._get_running_loop()
-    return loop.time() if loop is not None else 0.0
+    return float(current.loop.time())
 
 
 @contextlib.contextmanager
@@ -397,6 +406,8 @@ def seams() -> Iterator[None]:
         (node.workers.crew, "GuardLink", SimulatedGuard),
         (node.workers.slot, "time", MachineTime),
         (node.crashpoint, "os", _KillHere),
+        (node.http.steer, "time", MachineTime),
+        (Service, "_fatal", _fatal),
         (raft.engine_library, "_clock", _library_clock),
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in places]

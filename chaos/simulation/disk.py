@@ -2,8 +2,8 @@
 
 The one model for both users: ``SimulatedFiles`` (files.py), which lives in memory, and ``Recording``
 (tests/support/powerloss.py), which replays what real processes did. The rules are those of ``raft/files.py``: a
-file's bytes are durable once that file was synced, a name once its directory was. Until then each 512-byte sector of each write,
-each truncation and each change of names survives or not, as the dice fall; a rename is atomic.
+file's bytes are durable once that file was synced, a name once its directory was. Until then each 512-byte sector
+of each write, each truncation and each change of names survives or not, as the dice fall; a rename is atomic.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class Faults:
             world.start(name)
         world.witness.note("driver", "HEALED")
 
-    # --- whom -----------------------------------------------------------------------------------------------------
+    # --- whom -------------------------------------------------------------------------------------------------
 
     def _name(self) -> str:
         return self.random.choice(self.world.names)
@@ -127,7 +127,7 @@ class Faults:
         process = self.world.processes.get(name)
         return process if process is not None and process.alive else None
 
-    # --- processes --------------------------------------------------------------------------------------------------
+    # --- processes --------------------------------------------------------------------------------------------
 
     def _kill(self, until: float) -> None:
         self._kill_soon(self._name())
@@ -193,7 +193,7 @@ class Faults:
         if process is not None:
             process.loop.hold(self.world.scheduler.now, until)
 
-    # --- links ------------------------------------------------------------------------------------------------------
+    # --- links ------------------------------------------------------------------------------------------------
 
     def _cut(self, pairs: list[tuple[str, str]]) -> Healer:
         network = self.world.network
@@ -264,7 +264,7 @@ class Faults:
 
         return heal
 
-    # --- disks ------------------------------------------------------------------------------------------------------
+    # --- disks ------------------------------------------------------------------------------------------------
 
     def _loss(self) -> Loss:
         return self.random.choice((Loss.RANDOM, Loss.RANDOM, Loss.ALL))
@@ -330,7 +330,7 @@ class Faults:
             process.die()
         self.world.machines[name].raft_store_deleted()
 
-    # --- clocks and neighbours ----------------------------------------------------------------------------------------
+    # --- clocks and neighbours --------------------------------------------------------------------------------
 
     def _wall_clock(self, until: float) -> Healer:
         world = self.world

@@ -161,6 +161,15 @@ class Clock:
         return self._epoch_ms + int(self.time() * 1000) + self.wall_jump_ms
 
 
+class Current:
+    """Which process is running: for the clocks, which threads read too."""
+
+    loop: Any = None
+
+
+current = Current()
+
+
 class ProcessLoop(asyncio.AbstractEventLoop, Actor):
     """See the module. ``on_error`` gets what a callback raised: asyncio would log it and go on."""
 
@@ -180,6 +189,7 @@ class ProcessLoop(asyncio.AbstractEventLoop, Actor):
         """When above 0: how many more callbacks it lives."""
         self.on_killed: Callable[[], None] = lambda: None
         self.machine: Any = None
+        self.process: Any = None
         self._on_error = on_error
         self._ready: deque[Handle] = deque()
         self._turning = False
@@ -267,6 +277,7 @@ class ProcessLoop(asyncio.AbstractEventLoop, Actor):
     def _run_ready(self) -> None:
         ready = self._ready
         events._set_running_loop(self)
+        current.loop = self
         try:
             for _ in range(len(ready)):
                 handle = ready.popleft()
@@ -300,6 +311,7 @@ class ProcessLoop(asyncio.AbstractEventLoop, Actor):
             scheduler.after(TURN_S_MIN + TURN_S_SPAN * scheduler.random.random(), self, self._turn)
 
     def _work(self, future: Any, func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        current.loop = self
         try:
             result, error = func(*args), None
         except Exception as raised:  # noqa: BLE001  # it belongs to whoever awaits it

@@ -151,6 +151,7 @@ class Process:
             world.callback_raised,
         )
         self.loop.machine = machine
+        self.loop.process = self
         self.loop.on_killed = self.die
         self.transport: SimulatedTransport | None = None
         self.on_wake: Callable[[frozenset[int] | None], None] | None = None

@@ -131,6 +131,8 @@ class Witness:
         for decision in decisions_of(effects):
             self.history.decisions.append(decision)
             life = self.life(decision.id)
+            if isinstance(decision, h.Cancelled | h.Revived):
+                self.retry_due_ms.pop(decision.id, None)
             if isinstance(decision, h.Claimed):
                 due = self.retry_due_ms.pop(decision.id, 0)
                 if life.state is State.WAITING and ledger.now_ms < due:
@@ -200,18 +202,28 @@ class Witness:
                 if placed.partition == partition and before <= placed.offset < position:
                     self._passed(placed)
 
+    def _stands_again(self, passed: h.Placed) -> bool:
+        """It was appended again, and that place is not passed."""
+        committed = self._log.committed()
+        return any(
+            other.id == passed.id and other is not passed and other.offset >= committed[other.partition]
+            for other in self.history.placed
+        )
+
     def _passed(self, placed: h.Placed) -> None:
         life = self.lives.get(placed.id)
         state = life.state if life is not None else State.NEW
-        aside = {each.id for each in self._log.find_aside(_ids(placed.id))}
-        if state not in TERMINAL and placed.id not in aside:
+        if state in TERMINAL and state is not State.DEAD:
+            return
+        aside = bool(self._log.find_aside(_ids(placed.id)))
+        if state not in TERMINAL and not aside and not self._stands_again(placed):
             self.violated(
                 6,
                 f"{id_text(placed.id)} at offset {placed.offset} of partition {placed.partition} is passed, and is "
                 f"{state.value}",
                 placed.id,
             )
-        if state is State.DEAD and placed.id not in aside:
+        if state is State.DEAD and not aside:
             self.violated(6, f"{id_text(placed.id)} is dead, and its message is not aside", placed.id)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from chaos.simulation.loop import Actor, ProcessLoop
+from chaos.simulation.loop import Actor, ProcessLoop, current
 from chaos.simulation.machine import LifeRecord, Machine
 from node.workers import journal as layout
 from node.workers.crew import DOUBTS, Crew
@@ -33,9 +33,8 @@ ORPHAN_S = 0.008
 
 
 def machine_here() -> Machine:
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, ProcessLoop)
-    machine: Machine = loop.machine
+    """Whose code is running, on its loop or in a thread."""
+    machine: Machine = current.loop.machine
     return machine
 
 
