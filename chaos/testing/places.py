@@ -22,7 +22,7 @@ import msgspec
 T = TypeVar("T")
 
 _FILES = (
-    "write writelines flush close pwrite writev pwritev sendfile copy_file_range rename replace link symlink "
+    "open write writelines flush close pwrite writev pwritev sendfile copy_file_range rename replace link symlink "
     "unlink remove mkdir rmdir truncate ftruncate fsync fdatasync chmod utime posix_fallocate"
 )
 _NETWORK = "send sendall sendto sendmsg produce publish"
@@ -79,7 +79,7 @@ class Walk:
         if event != "c_return" or getattr(argument, "__name__", "") not in EFFECTFUL:
             return
         owner = getattr(argument, "__self__", None)
-        if isinstance(owner, _IN_MEMORY) or owner in (sys.stdout, sys.stderr):
+        if isinstance(owner, _IN_MEMORY) or owner is sys.stdout or owner is sys.stderr:
             return
         own: FrameType | None = frame
         while own is not None and own.f_code.co_filename not in self._files:

@@ -1,0 +1,78 @@
+"""The plugin as users meet it: the examples of docs/testing.md run as they stand there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "testing.md"
+FILE = re.compile(r"^`(\w+\.py)`:\n\n```python\n(.*?)^```$", re.M | re.S)
+INSTALLED = any(each.value == "chaos.pytest_plugin" for each in entry_points(group="pytest11"))
+# By its entry point where this checkout is installed with it.
+PLUGIN = () if INSTALLED else ("-p", "chaos.pytest_plugin")
+
+
+@pytest.fixture
+def examples(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    for name, source in FILE.findall(DOCUMENT.read_text()):
+        (pytester.path / name).write_text(source)
+    monkeypatch.setenv("PYTHONPATH", f"{DOCUMENT.parents[1]}:{pytester.path}")
+    return pytester
+
+
+def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    return pytester.runpytest_subprocess(*PLUGIN, "-p", "no:cacheprovider", "--strict-markers", *arguments)
+
+
+def test_the_lying_check_of_the_document_fails_with_the_report_of_the_document(
+    examples: pytest.Pytester,
+) -> None:
+    result = run(examples, "test_receipt.py")
+    result.assert_outcomes(failed=1)
+    (report,) = re.findall(r"^```text\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S)
+    said = [line.removeprefix("E").strip().removeprefix("AssertionError: ") for line in result.outlines]
+    for line in report.splitlines():
+        assert line.strip() in said, "\n".join(result.outlines)
+
+
+def test_the_other_examples_of_the_document_pass(examples: pytest.Pytester) -> None:
+    result = run(examples, "test_mended.py", "test_cluster.py")
+    result.assert_outcomes(passed=5)
+
+
+def test_a_run_that_uses_no_fixture_imports_nothing(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import sys
+
+        def test_nothing_is_imported():
+            ours = {"dedup", "raft", "node", "oncekeeper", "chaos"}
+            found = {name for name in sys.modules if name.split(".")[0] in ours}
+            assert found <= {"chaos", "chaos.pytest_plugin"}
+    """)
+    pytester.syspathinsert(DOCUMENT.parents[1])
+    run(pytester).assert_outcomes(passed=1)
+
+
+def test_the_fixtures_tell_what_they_are(pytester: pytest.Pytester) -> None:
+    pytester.syspathinsert(DOCUMENT.parents[1])
+    listed = run(pytester, "--fixtures", "-q").stdout.str()
+    assert "oncekeeper_cluster" in listed
+    assert "oncekeeper_crash_points" in listed
+    assert "@pytest.mark.oncekeeper(nodes=3)" in run(pytester, "--markers").stdout.str()
+
+
+def test_the_plugin_is_declared_for_pytest() -> None:
+    declared = (DOCUMENT.parents[1] / "pyproject.toml").read_text()
+    assert '[project.entry-points.pytest11]\noncekeeper = "chaos.pytest_plugin"' in declared
+    code = "import chaos.pytest_plugin, sys; print('node' in sys.modules)"
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=DOCUMENT.parents[1], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.strip() == "False"
