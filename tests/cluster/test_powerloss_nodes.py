@@ -60,7 +60,9 @@ def run_until_the_lights_go_out(
     return recorder.recording()
 
 
-def judge_what_is_left(cluster: RealCluster, recording: Recording, loss: Loss, seed: int) -> None:
+def judge_what_is_left(
+    cluster: RealCluster, recording: Recording, loss: Loss, seed: int, up_s: float = 40.0
+) -> None:
     """Go on with what a power loss left, and judge the history. The data directory must be out of the way."""
     directory = cluster.cluster.dir
     before, effects = cluster.history, cluster.sink.path.read_bytes()
@@ -70,7 +72,7 @@ def judge_what_is_left(cluster: RealCluster, recording: Recording, loss: Loss, s
     cluster.history.positions = list(before.positions)
     cluster.start(env={"OK_BOOT_ID": str(uuid.UUID(int=seed + 1))})
     try:
-        cluster.wait_up()
+        cluster.wait_up(up_s)
         more = cluster.submit("once", count=50)
         cluster.check()
         assert cluster.effects_of(more) == [1] * 50
@@ -108,5 +110,6 @@ def test_nodes_that_skip_their_sync_are_seen_to_lose_what_they_acknowledged(tmp_
             cluster, tmp_path / "recordings", effects=600, env={"PYTHONPATH": path}
         )
         cluster.cluster.dir.rename(tmp_path / "as-it-was")
-        with pytest.raises(AssertionError, match="each_acknowledged_task_ends_once"):
-            judge_what_is_left(cluster, recording, Loss.ALL, 0)
+        # Either the journals are missed by the nodes, which then refuse to begin anew, or by the history.
+        with pytest.raises(AssertionError, match="each_acknowledged_task_ends_once|take work"):
+            judge_what_is_left(cluster, recording, Loss.ALL, 0, up_s=10.0)

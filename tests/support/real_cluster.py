@@ -22,9 +22,9 @@ from chaos import checkers
 from chaos import history as h
 from chaos.replay import replay
 from dedup.ids import Ids, TaskId, parse_id
-from node.cli.connection import Api
+from node.cli.connection import Api, connect_directory
 from node.cli.output import CliError
-from node.cluster import Cluster, create, http_token, read_secret
+from node.cluster import Cluster, create
 from node.supervisor import child_environment, node_command
 from oncekeeper.client import Client
 from oncekeeper.envelope import TaskBatch
@@ -87,7 +87,6 @@ class RealCluster:
         self.history = h.History()
         self.keys: dict[TaskId, str] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._token = http_token(read_secret(self.cluster.dir))
         self._client: Client | None = None
         self._names = 0
         self._watching = threading.Event()
@@ -190,7 +189,9 @@ class RealCluster:
 
     def api(self, *nodes: str) -> Api:
         chosen = nodes or tuple(node for node in self.nodes if node in self._processes)
-        return Api([self.cluster.peers[node].http for node in chosen], self._token, str(self.cluster.dir))
+        api = connect_directory(self.cluster.dir)
+        api.keep_only([self.cluster.peers[node].http for node in chosen])
+        return api
 
     def status(self) -> dict[str, Any] | None:
         try:
