@@ -302,10 +302,11 @@ class App:
                 self._client = Client(self._cluster)
             return self._client
 
-    def use(self, client: Client | None) -> None:
-        """Submit through ``client`` from now on (None: make one anew at the next submit)."""
+    def use(self, client: Client | None) -> Client | None:
+        """Submit through ``client`` from now on (None: make one anew at the next submit); the one before."""
         with self._lock:
-            self._client = client
+            before, self._client = self._client, client
+            return before
 
     def __repr__(self) -> str:
         return f"<App {self.name}: {len(self.handlers)} handlers>"

@@ -27,6 +27,7 @@ from node.why import Facts, Place, story
 from node.workers.calls import Calls, calls_of
 from node.workers.port import HandlerInfo
 from oncekeeper.app import App, Submitter
+from oncekeeper.client import Client
 from oncekeeper.context import CurrentTask
 from oncekeeper.envelope import TaskBatch, decode_task, encode_task
 from oncekeeper.errors import OncekeeperError, Refused, UnknownTask
@@ -86,7 +87,7 @@ class InMemoryCluster:
         self.events: list[RecordedEvent] = []
         self.starts: Counter[TaskId] = Counter()
         self.client = InMemoryClient(self)
-        self._apps: list[App] = []
+        self._clients: dict[App, Client | None] = {}  # what the applications had before
         self._crashes = Crashes()
         self._members: dict[str, Member] = {}
         self._index = 0
@@ -100,11 +101,10 @@ class InMemoryCluster:
 
     def use(self, app: App) -> None:
         """Have all tasks of ``app`` submitted here, by whomever, until the cluster is closed."""
-        if app in self._apps:
+        if app in self._clients:
             return
         app.verify()
-        self._apps.append(app)
-        app.use(self.client)
+        self._clients[app] = app.use(self.client)
         for name, handler in app.handlers.items():
             self.calls[name] = calls_of(handler)
             self.infos[name] = self.calls[name].info
@@ -122,9 +122,9 @@ class InMemoryCluster:
             member.feed(m.MoreToRead(grown))
 
     def close(self) -> None:
-        for app in self._apps:
-            app.use(None)
-        self._apps.clear()
+        for app, client in self._clients.items():
+            app.use(client)
+        self._clients.clear()
 
     def __enter__(self) -> InMemoryCluster:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ class Crashes:
 
 def _call(task: CurrentTask, calls: Calls, arguments: Any) -> object:
     if not calls.info.is_async:
-        return calls.run(task, arguments)
+        # In a context of its own: workers leave the current task standing, and the test goes on here.
+        return contextvars.copy_context().run(calls.run, task, arguments)
     return beside_the_loop(lambda: asyncio.run(calls.run(task, arguments)))
 
 

@@ -47,6 +47,46 @@ def test_the_other_examples_of_the_document_pass(examples: pytest.Pytester) -> N
     result.assert_outcomes(passed=5)
 
 
+def test_the_checks_of_the_shop_that_we_ship_tell_the_truth(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile("""
+        import sqlite3
+
+        import oncekeeper.examples.shop as shop
+
+
+        def charges(order_id, amount_cents):
+            try:
+                with sqlite3.connect(shop.HOME / "money.db") as database:
+                    query = "SELECT count(*) FROM effects WHERE order_id = ?"
+                    return database.execute(query, (order_id,)).fetchone()[0]
+            except sqlite3.OperationalError:
+                return 0  # the first run makes the file and the table
+
+
+        def receipts(order_id, to):
+            file = shop.HOME / "receipts.txt"
+            return file.read_text().splitlines().count(f"{order_id} {to}") if file.exists() else 0
+
+
+        def test_charge(oncekeeper_crash_points):
+            report = oncekeeper_crash_points(
+                shop.charge, lambda number: {"order_id": number, "amount_cents": 5}, effects=charges
+            )
+            assert {each.effect for each in report.findings if each.place.call == "commit"} == {"once"}
+
+
+        def test_receipt(oncekeeper_crash_points):
+            oncekeeper_crash_points(
+                shop.send_receipt, lambda number: {"order_id": number, "to": "ana"}, effects=receipts
+            )
+    """)
+    monkeypatch.setenv("SHOP_DIR", str(pytester.path / "data"))
+    pytester.syspathinsert(DOCUMENT.parents[1])
+    run(pytester).assert_outcomes(passed=2)
+
+
 def test_a_run_that_uses_no_fixture_imports_nothing(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("""
         import sys

@@ -88,6 +88,8 @@ def test_a_task_runs_once_when_the_cluster_does(cluster: InMemoryCluster) -> Non
     cluster.run_until_idle()
     assert (cluster.status(handle), cluster.result(handle), effects[7]) == ("executed", "charged 7", 1)
     assert cluster.runs(handle) == 1
+    with pytest.raises(OncekeeperError, match="only while a worker runs a handler"):
+        current_task()
 
 
 def test_applications_submit_as_they_always_do(cluster: InMemoryCluster) -> None:
@@ -137,6 +139,11 @@ def test_the_application_has_its_own_client_again_afterwards(
         assert isinstance(other.client, Client)
     with pytest.raises(NoCluster):
         nothing.submit()
+    with InMemoryCluster(nodes=1) as first:
+        other.use(first.client)
+        with InMemoryCluster(nodes=1) as second:
+            second.use(other)
+        assert other.client is first.client
 
 
 # --- time -----------------------------------------------------------------------------------------------------
