@@ -152,14 +152,9 @@ class Stage:
 
     def finish(self, history: History) -> None:
         """What can be said only now."""
-        granted = sorted(
-            (each.called_ns, each.returned_ns)
-            for each in history.operations
-            if each.kind == "CLAIM" and each.outcome is Outcome.GRANTED
-        )
         for name, struck, healed in self.strikes:
-            after_ms = _first_ms(granted, struck)
-            healed_ms = _first_ms(granted, healed)
+            after_ms = first_grant_ms(history, struck)
+            healed_ms = first_grant_ms(history, healed)
             self.notes.append(
                 f"{name}: claims were granted {_ms(after_ms)} after the strike, {_ms(healed_ms)} after healing"
             )
@@ -174,9 +169,13 @@ class Stage:
         self.nodes.history.promises.append(h.Promise(now_ns(), int(PROGRESS_S * S), tasks, MEMORY_BYTES_MAX))
 
 
-def _first_ms(granted: list[tuple[int, int]], since_ns: int) -> float | None:
+def first_grant_ms(history: History, since_ns: int) -> float | None:
     """From ``since_ns`` to the first grant that was asked for after it: nothing that was on its way counts."""
-    answers = [returned for called, returned in granted if called > since_ns]
+    answers = [
+        each.returned_ns
+        for each in history.operations
+        if each.kind == "CLAIM" and each.outcome is Outcome.GRANTED and each.called_ns > since_ns
+    ]
     return (min(answers) - since_ns) / MS if answers else None
 
 

@@ -17,7 +17,12 @@ from node.config import ConfigError
 USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]
 
 
-def build() -> typer.Typer:
+PLUGINS = "oncekeeper.commands"
+"""The entry point group of commands that other packages bring: a typer.Typer is a group, a function a command."""
+
+
+def build(asked: str = "") -> typer.Typer:
+    """``asked`` is the command that was typed: what it does not need is not even looked for."""
     program = typer.Typer(
         name="oncekeeper",
         help="Tasks that take effect exactly once.",
@@ -39,13 +44,29 @@ def build() -> typer.Typer:
     program.command("why")(tasks.why)
     program.add_typer(suspects.suspect_app, name="suspect")
     program.add_typer(queues.queue_app, name="queue")
+    ours = {each.name for each in program.registered_commands} | {
+        each.name for each in program.registered_groups
+    }
+    if asked not in ours:
+        _plug_in(program)
     return program
+
+
+def _plug_in(program: typer.Typer) -> None:
+    from importlib.metadata import entry_points
+
+    for each in sorted(entry_points(group=PLUGINS), key=lambda one: one.name):
+        command = each.load()
+        if isinstance(command, typer.Typer):
+            program.add_typer(command, name=each.name)
+        else:
+            program.command(each.name)(command)
 
 
 def run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
-        code = build()(arguments, standalone_mode=False)
+        code = build(arguments[0] if arguments else "")(arguments, standalone_mode=False)
         sys.stdout.flush()
     except CliError as error:
         return _fail(as_json, str(error), error.code, error.details)
