@@ -111,5 +111,5 @@ def test_nodes_that_skip_their_sync_are_seen_to_lose_what_they_acknowledged(tmp_
         )
         cluster.cluster.dir.rename(tmp_path / "as-it-was")
         # Either the journals are missed by the nodes, which then refuse to begin anew, or by the history.
-        with pytest.raises(AssertionError, match="each_acknowledged_task_ends_once|take work"):
+        with pytest.raises(AssertionError, match=r"each_acknowledged_task_ends_once|take work"):
             judge_what_is_left(cluster, recording, Loss.ALL, 0, up_s=10.0)
