@@ -11,7 +11,9 @@
 - an id is in this node's hands at most once (``_open``): the ledger answers a repeated claim of one session
   with the same fence, so two records of one id must not both be claimed here;
 - a position moves over a task only when the ledger has it executed, dead or cancelled, or when it was put aside
-  durably. Settle first, then commit: the reverse order loses the task on a crash;
+  durably. Settle first, then commit: the reverse order loses the task on a crash. Executed is for good. Dead,
+  cancelled and held are not: somebody may have revived the task, or ruled on it, and appended it again, which is
+  what we read, while the ledger here is still behind. So those are believed only after a confirmation;
 - one proposal carries all settlements and claims that have gathered; at most ``proposals_max`` are in flight,
   so batches are small when the node is idle and grow by themselves under load.
 """
@@ -75,6 +77,8 @@ class Coordinator:
         self._tickets: dict[int, _Ticket] = {}
         self._running: dict[int, _Running] = {}
         self._closings = Closings()
+        self._unsure: list[Piece] = []
+        self._confirming: dict[int, list[Piece]] = {}
         self._asides: dict[int, list[Closing] | list[Piece]] = {}
         self._doubts = Doubts(ledger, settings, self._numbers)
         self._undecodables = Undecodables()
@@ -112,6 +116,8 @@ class Coordinator:
                     self._reported(report)
             case m.AsideStored(ticket):
                 self._aside_stored(ticket)
+            case m.Confirmed(ticket):
+                self._confirmed(self._confirming.pop(ticket))
             case m.Tick():
                 pass
             case m.Drain():
@@ -162,7 +168,29 @@ class Coordinator:
     def _intake(self, piece: Piece) -> None:
         """Sort a piece by what the local replica knows. Being behind is harmless: the claim decides."""
         for part, span in share_out((piece,), self._ledger.classify(piece.ids)):
-            self._route(part, span)
+            if span.outcome in (Outcome.DEAD, Outcome.CANCELLED):
+                self._unsure.append(part)
+            else:
+                self._route(part, span)
+
+    def _confirmed(self, pieces: list[Piece]) -> None:
+        """What the ledger says of these now, it said of them after they were read."""
+        for piece in pieces:
+            for part, span in share_out((piece,), self._ledger.classify(piece.ids)):
+                if span.outcome is Outcome.SUSPECT:
+                    self._confirmed_suspects(part)
+                else:
+                    self._route(part, span)
+
+    def _confirmed_suspects(self, piece: Piece) -> None:
+        at = 0
+        for count, suspect in self._ledger.suspicions(piece.ids):
+            part = piece.part(at, count)
+            at += count
+            if suspect is not None and suspect.held_by:
+                self._partitions.settled(part)  # it was put aside before it was held
+            else:
+                self._intake(part)
 
     def _route(self, piece: Piece, span: Span) -> None:
         match span.outcome:
@@ -198,6 +226,10 @@ class Coordinator:
         for piece in self._doubts.returned():
             self._intake(piece)
         self._park_held()
+        if self._unsure and not self._confirming:
+            number = next(self._numbers)
+            self._confirming[number], self._unsure = self._unsure, []
+            self._effects.append(m.Confirm(number))
         while len(self._tickets) < self._settings.proposals_max and self._propose():
             pass
         self._read_more()
@@ -420,8 +452,7 @@ class Coordinator:
     def _park_held(self) -> None:
         for piece, reason in self._doubts.to_park():
             self._put_aside("suspect", [piece], reason, None)
-        for piece in self._doubts.held():
-            self._partitions.settled(piece)
+        self._unsure.extend(self._doubts.held())
 
     def _settle_answered(self, closings: list[Closing], spans: list[Span]) -> None:
         reader = SpanReader(spans)

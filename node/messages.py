@@ -79,6 +79,13 @@ class AsideStored:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The answer to Confirm: the ledger here knows all that was acknowledged anywhere before the question."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed, or the ledger changed in a way that may free what waits."""
 
@@ -90,7 +97,7 @@ class Drain:
 
 Event = (
     SessionOpened | SessionLost | Assigned | HandlersKnown | WasRead | MoreToRead | Answers | Reported
-    | AsideStored | Tick | Drain
+    | AsideStored | Confirmed | Tick | Drain
 )  # fmt: skip
 
 
@@ -125,6 +132,13 @@ class StoreAside:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirm:
+    """Make sure that the ledger here is not behind."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
 class Remember:
     """For the work history."""
 
@@ -140,4 +154,4 @@ class Release:
     count: int
 
 
-Effect = Read | Propose | Dispatch | StoreAside | Remember | Release
+Effect = Read | Propose | Dispatch | StoreAside | Confirm | Remember | Release

@@ -68,7 +68,8 @@ ADVANCE_MS = 500
 COMMIT_MS = 200
 LOOK_MS = 1_000  # how often to look at the log unasked, should a wake have been lost
 SWEEP_MS = 60_000
-SWEEP_BARRIER_MS = 2_000
+BARRIER_MS = 2_000
+CONFIRM_AGAIN_MS = 50
 DISK_RETRY_MS = 500
 HISTORY_WAIT_MS = 100
 RETAIN_MS = 30_000
@@ -321,6 +322,8 @@ class Service:
                 asyncio.get_running_loop().call_soon(self._read, effect)
             case m.StoreAside(ticket, tasks):
                 self._spawn(self._store_aside(ticket, tasks))
+            case m.Confirm(ticket):
+                self._spawn(self._confirm(ticket))
             case _:
                 assert_never(effect)
 
@@ -367,6 +370,11 @@ class Service:
     async def _store_aside(self, ticket: int, tasks: tuple[Aside, ...]) -> None:
         await self._with_disk(lambda log: log.put_aside(tasks))
         self._feed(m.AsideStored(ticket))
+
+    async def _confirm(self, ticket: int) -> None:
+        while not await self.replica.barrier(BARRIER_MS):
+            await asyncio.sleep(CONFIRM_AGAIN_MS / 1000)
+        self._feed(m.Confirmed(ticket))
 
     async def _with_disk(self, work: Any) -> Any:
         """Until it is done: a full disk delays what waits for it, and loses nothing."""
@@ -568,9 +576,9 @@ class Service:
             await self._sweep_tasks(tasks)
 
     async def _sweep_tasks(self, tasks: list[Aside]) -> None:
-        # What lies aside was claimed before it was put there. A ledger that is behind, as a new leader's or a deposed
-        # one's may be, would take it for free, and bring back what its holder is just giving up.
-        while not await self.replica.barrier(SWEEP_BARRIER_MS):
+        # What lies aside was claimed before it was put there. A ledger that is behind, as a new leader's or a
+        # deposed one's may be, would take it for free, and bring back what its holder is just giving up.
+        while not await self.replica.barrier(BARRIER_MS):
             if not self.replica.is_leader:
                 return  # whoever leads next sweeps everything
         again, drop = sweeper.Verdicts(self.ledger).split(tasks)

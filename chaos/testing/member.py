@@ -122,12 +122,16 @@ class Member:
             case m.StoreAside(ticket, tasks):
                 self._cluster.log.put_aside(tasks)
                 self._events.append(m.AsideStored(ticket))
+            case m.Confirm(ticket):
+                self._events.append(m.Confirmed(ticket))
             case m.Remember(attempts):
                 self._cluster.attempts.extend(attempts)
             case m.Release(number, at, count):
                 work = self._handed[number]
                 for task_id in work.ids.part(at, count):
                     self.marks.pop((work.fence, task_id), None)
+            case m.Confirm(ticket):
+                self._events.append(m.Confirmed(ticket))  # there is one ledger, which is never behind itself
             case _:
                 assert_never(effect)
 

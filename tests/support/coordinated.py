@@ -175,6 +175,8 @@ class FakeNode:
             case m.StoreAside(ticket, tasks):
                 self.world.log.put_aside(tasks)
                 self._events.append(m.AsideStored(ticket))
+            case m.Confirm(ticket):
+                self._events.append(m.Confirmed(ticket))
             case m.Remember(attempts):
                 self.attempts.extend(attempts)
             case m.Release():
