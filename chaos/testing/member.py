@@ -130,8 +130,6 @@ class Member:
                 work = self._handed[number]
                 for task_id in work.ids.part(at, count):
                     self.marks.pop((work.fence, task_id), None)
-            case m.Confirm(ticket):
-                self._events.append(m.Confirmed(ticket))  # there is one ledger, which is never behind itself
             case _:
                 assert_never(effect)
 
