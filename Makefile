@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := dedup raft oncekeeper node chaos
 
-.PHONY: demo test lint unit property contract cluster bench venv clean
+.PHONY: demo test lint unit property contract cluster bench fuzz venv clean
 
 demo: $(STAMP)
 	$(BIN)/oncekeeper demo
@@ -23,6 +23,12 @@ unit property contract cluster: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/oncekeeper bench
+
+# Every reader of foreign bytes, FUZZ_S seconds each; Atheris is needed for nothing else.
+FUZZ_S ?= 30
+fuzz: $(STAMP)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet atheris
+	$(BIN)/python tests/chaos/fuzz_atheris.py $(FUZZ_S)
 
 venv: $(STAMP)
 

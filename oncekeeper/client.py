@@ -20,7 +20,7 @@ import msgspec
 
 from dedup.ids import Ids, TaskId, id_text, keyed_id
 from oncekeeper.cluster import Cluster, find_cluster, tls_context
-from oncekeeper.envelope import TaskBatch, check_body, check_options, encode_task
+from oncekeeper.envelope import UNDECODABLE, TaskBatch, check_body, check_options, encode_task
 from oncekeeper.errors import (
     ClusterUnreachable,
     InvalidTask,
@@ -431,12 +431,12 @@ def _error_text(response: httpx.Response) -> tuple[str, str | None]:
     try:
         answer = msgspec.json.decode(response.content)
         return str(answer["error"]), answer.get("field")
-    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError):
+    except (*UNDECODABLE, KeyError, TypeError, AttributeError):
         return f"HTTP {response.status_code}: {response.text[:200]}", None
 
 
 def _object(content: bytes, url: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(content, type=dict[str, Any])
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise Refused(f"{url} answered what is no JSON object: {error}") from error

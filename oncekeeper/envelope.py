@@ -29,6 +29,8 @@ BATCH_TASKS_MAX = 2048
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TIME_MS_MAX = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
+_EXPLAINED_CHARS = 300  # of what a sender sent; the rest of it helps nobody
 
 
 class TaskBatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,8 +117,8 @@ class _Row(_Header, kw_only=True):
     bodies: list[msgspec.Raw]
 
 
-UNDECODABLE = (msgspec.MsgspecError, RecursionError)
-"""What decoding JSON raises; the second one for brackets nested a thousand deep."""
+UNDECODABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+"""What decoding JSON raises: the second for brackets nested a thousand deep, the third for what is no UTF-8."""
 
 _encode = msgspec.json.Encoder().encode
 _decode_wire = msgspec.json.Decoder(_Wire).decode
@@ -144,8 +146,9 @@ def parse_time(text: str | None, field: str) -> int:
         ) from None
     if time.tzinfo is None:
         raise InvalidTask(field, f"must name its time zone (a Z at the end for UTC), not {text!r}")
-    if (epoch_ms := (time - _EPOCH) // timedelta(milliseconds=1)) <= 0:
-        raise InvalidTask(field, f"must lie after 1970, not {text!r}")
+    # In UTC; the last hours of 9999 in the west are the year 10000 there, which could not be written again.
+    if not 0 < (epoch_ms := (time - _EPOCH) // timedelta(milliseconds=1)) <= _TIME_MS_MAX:
+        raise InvalidTask(field, f"must lie after 1970 and before 10000, not {text!r}")
     return epoch_ms
 
 
@@ -155,14 +158,15 @@ _FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*)`")
 
 def explain(error: Exception, whole: str) -> tuple[str, str]:
     """A msgspec error as (field, rule); ``whole`` names the field when the error is about all of it."""
-    match = _AT.fullmatch(str(error))
-    text, path = (match[1], match[2] or "") if match else (str(error), "")
+    said = str(error)
+    match = _AT.fullmatch(said)
+    text, path = (match[1], match[2] or "") if match else (said, "")
     if about := _FIELD.fullmatch(text):
         path += "." + about[2]
         text = "missing" if about[1].startswith("missing") else "unknown field"
     else:
         text = text[:1].lower() + text[1:].replace("`", "")
-    return path.lstrip(".") or whole, text
+    return path.lstrip(".")[:_EXPLAINED_CHARS] or whole, text[:_EXPLAINED_CHARS]
 
 
 # --- one task -----------------------------------------------------------------------------------------------
@@ -237,6 +241,12 @@ def check_body(body: bytes) -> None:
         )
     if body.lstrip()[:1] != b"{":
         raise InvalidTask("body", "must be a JSON object: the handler's arguments by name")
+    if not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            # Nobody has looked into it yet, and whoever does later (a worker, a browser) could not read it.
+            raise InvalidTask("body", f"must be UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def encode_task(batch: TaskBatch) -> bytes:

@@ -109,7 +109,10 @@ def decode_segment_header(data: bytes) -> tuple[SegmentHeader, int] | None:
         return None
     if crc32c(data[: length - 4]) != _U32.unpack_from(data, length - 4)[0]:
         return None
-    vote = None if vote_length == NO_VOTE else data[_SEGMENT.size : length - 4].decode()
+    try:
+        vote = None if vote_length == NO_VOTE else data[_SEGMENT.size : length - 4].decode()
+    except UnicodeDecodeError:
+        return None  # the checksum holds, but we never write a name that is no text
     return SegmentHeader(number, cluster, next_index, oldest, before, term, vote), length
 
 

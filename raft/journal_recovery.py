@@ -88,7 +88,10 @@ class Contents:
             self.entries.append((payload, index, term))
             self.next_index = index + 1
         elif kind == Kind.TERM:
-            self.term, self.vote = term, payload.decode() if index else None
+            try:
+                self.term, self.vote = term, payload.decode() if index else None
+            except UnicodeDecodeError:
+                return f"the vote of term {term} is no name"
         elif kind == Kind.CUT:
             self.cut(index)
         elif kind == Kind.HEAD:

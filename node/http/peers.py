@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 
 from node.facade import NodeFacade, PeerAnswer, PeerUnreachable
+from oncekeeper.envelope import UNDECODABLE
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 FAN_OUT_MS = 1500
@@ -54,7 +55,7 @@ class PeerClient:
             ) as response:
                 raw = await _read_bounded(response)
                 return PeerAnswer(response.status, msgspec.json.decode(raw))
-        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.MsgspecError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, *UNDECODABLE) as error:
             why = str(error) or f"no answer within {timeout_ms} ms"
             raise PeerUnreachable(f"node {node} at {address}: {why}") from error
 

@@ -20,7 +20,7 @@ from dedup.ids import TaskId, id_text, ids_of
 from node.facade import NodeFacade, OutcomeUnknown, Unavailable
 from node.http.status import fresh
 from node.http.wire import ApiError, parse, read_body, reply
-from oncekeeper.envelope import Message, batches_of, explain, validate_message
+from oncekeeper.envelope import UNDECODABLE, Message, batches_of, explain, validate_message
 from oncekeeper.errors import InvalidTask
 from oncekeeper.log.port import UnknownAppend, Unsent
 from raft.commands import Allocated, AllocateIds, Outcome, Rejected
@@ -257,6 +257,6 @@ def _parts(content_type: str, raw: bytes) -> tuple[list[bytes | msgspec.Raw], bo
             extra = next(name for name in whole if name != "tasks")
             raise ApiError(400, f"{extra}: unknown field beside tasks", extra)
         return list(msgspec.json.decode(whole["tasks"], type=list[msgspec.Raw])), True
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         field, rule = explain(error, "body")
         raise ApiError(400, f"{field}: {rule}", field) from None

@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from dedup.ids import TaskId, id_text, parse_id
-from oncekeeper.envelope import explain, time_text
+from oncekeeper.envelope import UNDECODABLE, explain, time_text
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -56,7 +56,7 @@ async def parse(request: web.Request, kind: type[S]) -> S:
     raw = await read_body(request) or b"{}"
     try:
         return msgspec.json.decode(raw, type=kind)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         field, rule = explain(error, "body")
         raise ApiError(400, f"{field}: {rule}", field) from None
 

@@ -18,6 +18,7 @@ import msgspec
 
 from node.workers.frames import BrokenFrame, Down, Frames, Hello, Reported, Up, encode
 from node.workers.worker import MARK, MARK_END, Spec
+from oncekeeper.envelope import UNDECODABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 # Our own packages are found from wherever the worker runs: in the application's directory, so that relative paths
@@ -169,7 +170,7 @@ class WorkerProcess(asyncio.Protocol):
                     self._on_hello(message)
                 else:
                     self._on_reports(message)
-        except (BrokenFrame, msgspec.MsgspecError) as error:
+        except (BrokenFrame, *UNDECODABLE) as error:
             self.kill(f"it broke the frame format: {error}")
 
     def connection_lost(self, exc: Exception | None) -> None:

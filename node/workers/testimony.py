@@ -25,6 +25,7 @@ from dedup.ids import KEY_BYTES, Ids, TaskId, ids_of
 from node.workers import journal as layout
 from node.workers.journal import State
 from node.workers.port import Mode
+from oncekeeper.envelope import UNDECODABLE
 from raft.commands import Fact, Testimony
 
 MANIFEST = "manifest.json"
@@ -90,7 +91,7 @@ def read_testimony(work_dir: Path, incarnation: int, wait_s: float = 10.0) -> Ev
         manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
     except FileNotFoundError:
         return Evidence(False, (), f"{directory / MANIFEST} is missing")
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         return Evidence(False, (), f"{directory / MANIFEST} is damaged: {error}")
     if manifest.format != 1 or manifest.incarnation != incarnation:
         return Evidence(False, (), f"{directory / MANIFEST} is not format 1 of incarnation {incarnation}")
@@ -171,14 +172,14 @@ def _read_entry(data: bytes, at: int) -> tuple[int, Ids, bytes] | None:
         raise Unsound("a state byte is out of range")
     if mode != Mode.RUN:
         return None  # checks and validations take no effect: nothing to testify
-    return (
-        fence,
-        Ids(
-            tuple(layout.RUN.iter_unpack(data[data_at:keys_at])),
-            tuple(data[key : key + KEY_BYTES] for key in range(keys_at, states_at, KEY_BYTES)),
-        ),
-        states,
+    ids = Ids(
+        tuple(layout.RUN.iter_unpack(data[data_at:keys_at])),
+        tuple(data[key : key + KEY_BYTES] for key in range(keys_at, states_at, KEY_BYTES)),
     )
+    # The sum and not len(), which cannot count beyond 2**63.
+    if sum(length for _, length in ids.runs) + keys != count:
+        raise Unsound(f"it names other than its {count} tasks")
+    return fence, ids, states
 
 
 def _merge(found: list[tuple[int, Ids, bytes]]) -> list[Testimony]:
