@@ -19,11 +19,15 @@ INSTALLED = any(each.value == "chaos.pytest_plugin" for each in entry_points(gro
 PLUGIN = () if INSTALLED else ("-p", "chaos.pytest_plugin")
 
 
+@pytest.fixture(autouse=True)
+def _this_checkout(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{DOCUMENT.parents[1]}:{pytester.path}")
+
+
 @pytest.fixture
-def examples(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+def examples(pytester: pytest.Pytester) -> pytest.Pytester:
     for name, source in FILE.findall(DOCUMENT.read_text()):
         (pytester.path / name).write_text(source)
-    monkeypatch.setenv("PYTHONPATH", f"{DOCUMENT.parents[1]}:{pytester.path}")
     return pytester
 
 
@@ -83,7 +87,6 @@ def test_the_checks_of_the_shop_that_we_ship_tell_the_truth(
             )
     """)
     monkeypatch.setenv("SHOP_DIR", str(pytester.path / "data"))
-    pytester.syspathinsert(DOCUMENT.parents[1])
     run(pytester).assert_outcomes(passed=2)
 
 
@@ -96,12 +99,10 @@ def test_a_run_that_uses_no_fixture_imports_nothing(pytester: pytest.Pytester) -
             found = {name for name in sys.modules if name.split(".")[0] in ours}
             assert found <= {"chaos", "chaos.pytest_plugin"}
     """)
-    pytester.syspathinsert(DOCUMENT.parents[1])
     run(pytester).assert_outcomes(passed=1)
 
 
 def test_the_fixtures_tell_what_they_are(pytester: pytest.Pytester) -> None:
-    pytester.syspathinsert(DOCUMENT.parents[1])
     listed = run(pytester, "--fixtures", "-q").stdout.str()
     assert "oncekeeper_cluster" in listed
     assert "oncekeeper_crash_points" in listed
