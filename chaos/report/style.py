@@ -41,17 +41,17 @@ svg .fault{fill:var(--fault);fill-opacity:.17}
 svg .leads{fill:var(--leads)}
 svg .doubt{fill:var(--suspect);fill-opacity:.6}
 svg .suspect{fill:var(--suspect)}svg .resolved{fill:var(--resolved)}
-svg path{stroke-width:1;fill:none}
+svg path{stroke-width:1.6;fill:none}
 svg .claim{stroke:var(--claim)}svg .effect{stroke:var(--effect)}
 svg .few{stroke-opacity:.45}svg .some{stroke-opacity:.75}svg .many{stroke-opacity:1}
-svg .curve{fill:none;stroke-width:1.8;stroke-linejoin:round}
+svg .curve{fill:none;stroke-width:1.8;stroke-linejoin:round}svg .slowest{stroke-width:4;stroke-opacity:.5}
 svg .submits{stroke:var(--claim)}svg .effects,svg .median{stroke:var(--effect)}svg .slowest{stroke:var(--suspect)}
 table{border-collapse:collapse;width:100%;font-size:14px}
 td,th{text-align:left;padding:6px 12px 6px 0;border-top:1px solid var(--line);vertical-align:top}
 tr:first-child td,tr:first-child th{border-top:0}
 th{color:var(--dim);font-weight:500;font-size:13px}
 .num{text-align:right;font-variant-numeric:tabular-nums;padding-right:18px;width:1%;white-space:nowrap}
-td:last-child{white-space:nowrap}
+td:last-child{white-space:nowrap}td:last-child:has(.badge){text-align:right;width:1%;padding-right:0}
 ul{margin:4px 0 0;padding-left:18px}
 footer{margin-top:24px}
 """
