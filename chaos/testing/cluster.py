@@ -10,27 +10,28 @@ and time passes only when the test says so. What happens is therefore the same i
 
 from __future__ import annotations
 
-import re
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
 from chaos.testing.client import InMemoryClient
 from chaos.testing.crashing import Crashes
+from chaos.testing.looking import Duration, Known, duration_ms, facts_of, id_of, word
+from chaos.testing.loops import beside_the_loop
 from chaos.testing.member import Marks, Member
-from dedup.ids import TaskId, id_text, ids_of, parse_id
+from dedup.ids import TaskId, id_text, ids_of
 from node import messages as m
 from node import sweeper
 from node.records_model import Attempt, Ending, RecordedEvent, recorded
-from node.why import Facts, Place, story
+from node.why import Facts, story
 from node.workers.calls import Calls, calls_of
 from node.workers.port import HandlerInfo
 from oncekeeper.app import App, Submitter
 from oncekeeper.client import Client
 from oncekeeper.context import CurrentTask
-from oncekeeper.envelope import TaskBatch, decode_task, encode_task
-from oncekeeper.errors import OncekeeperError, Refused, UnknownTask
+from oncekeeper.envelope import TaskBatch, encode_task
+from oncekeeper.errors import OncekeeperError, Refused
 from oncekeeper.handle import Handle
 from oncekeeper.log.memory import MemoryLog
 from oncekeeper.log.port import Aside
@@ -53,7 +54,7 @@ from raft.commands import (
     Suspected,
     Verdict,
 )
-from raft.ledger import Ledger, TaskState
+from raft.ledger import Ledger
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,12 +64,6 @@ SESSION_TIMEOUT_MS = 4_000
 EPOCH_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
 IDLE_MS_MAX = 60 * 86_400_000
 STEPS_MAX = 1_000_000  # of one call: handlers that submit themselves for ever must not hang a test
-
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)")
-_UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-
-Known = Handle[Any] | TaskId | str
-Duration = str | float | timedelta
 
 
 class InMemoryCluster:
@@ -88,6 +83,7 @@ class InMemoryCluster:
         self.starts: Counter[TaskId] = Counter()
         self.client = InMemoryClient(self)
         self._clients: dict[App, Client | None] = {}  # what the applications had before
+        self._async_checks: set[str] = set()
         self._crashes = Crashes()
         self._members: dict[str, Member] = {}
         self._index = 0
@@ -108,6 +104,8 @@ class InMemoryCluster:
         for name, handler in app.handlers.items():
             self.calls[name] = calls_of(handler)
             self.infos[name] = self.calls[name].info
+            if inspect.iscoroutinefunction(handler.check_function):
+                self._async_checks.add(name)
         for member in self._live():
             member.know_handlers()
 
@@ -173,7 +171,7 @@ class InMemoryCluster:
 
     def run_until_settled(self, task: Known, timeout_s: float | None = None) -> None:
         """Until this task is executed, dead or cancelled, or nothing can happen any more."""
-        task_id = _id(task)
+        task_id = id_of(task)
         until_ms = self.now_ms + (IDLE_MS_MAX if timeout_s is None else round(timeout_s * 1000))
         self._run_until(lambda: self.state(task_id) in ("executed", "dead", "cancelled"), until_ms)
 
@@ -246,6 +244,12 @@ class InMemoryCluster:
         """Run a handler, with the crash that is planned for it."""
         return self._crashes.run(task, calls, arguments)
 
+    def check(self, task: CurrentTask, calls: Calls, arguments: Any) -> bool | None:
+        """Ask a handler's check."""
+        if calls.info.name in self._async_checks:
+            return beside_the_loop(lambda: calls.check(task, arguments))
+        return calls.check(task, arguments)
+
     # --- looking ----------------------------------------------------------------------------------------------
 
     def status(self, task: Known) -> str:
@@ -261,7 +265,7 @@ class InMemoryCluster:
 
     def runs(self, task: Known) -> int:
         """How many times its handler was started."""
-        return self.starts[_id(task)]
+        return self.starts[id_of(task)]
 
     def why(self, task: Known) -> list[str]:
         """The task's story, in the sentences of ``oncekeeper why``."""
@@ -280,38 +284,11 @@ class InMemoryCluster:
         return {id_text(task.id): task.reason for _, task in rows if self.state(task.id) in states}
 
     def state(self, task_id: TaskId) -> str:
-        return _word(self.ledger.describe(task_id), self.ledger.now_ms)
+        return word(self.ledger.describe(task_id), self.ledger.now_ms)
 
     def describe(self, task: Known) -> Facts:
         """All that is known of a task. Raises UnknownTask."""
-        task_id = _id(task)
-        standing = self.ledger.describe(task_id)
-        places, aside = self.log.find(task_id), self.log.find_aside(ids_of([task_id]))
-        batch = places[0].batch if places else decode_task(aside[0].message) if aside else None
-        attempts = [part for each in self.attempts if (part := each.of(task_id)) is not None]
-        if batch is None and not attempts:
-            raise UnknownTask(f"no task {task!r} is known here", 404, "id")
-        committed = self.log.committed()
-        handler = batch.handler if batch is not None else attempts[0].handler
-        return Facts(
-            id=task_id,
-            state=_word(standing, self.ledger.now_ms),
-            standing=standing,
-            due_in_ms=max(0, standing.due_ms - self.ledger.now_ms) if standing.state == "waiting" else 0,
-            handler=handler,
-            queue=batch.queue if batch is not None else attempts[0].queue,
-            key=batch.keys[0] if batch is not None and batch.keys else "",
-            submitted_ms=batch.submitted_ms if batch is not None else 0,
-            submitted_by=batch.submitted_by if batch is not None else "",
-            due_ms=batch.due_ms if batch is not None else 0,
-            places=tuple(Place(p.partition, p.offset, p.offset < committed[p.partition]) for p in places),
-            aside=aside[0].kind if aside else "",
-            aside_reason=aside[0].reason if aside else "",
-            attempts=tuple(attempts),
-            events=tuple(event for each in self.events if (event := each.of(task_id)) is not None),
-            on_doubt=self.infos[handler].on_doubt if handler in self.infos else "",
-            queue_paused=batch is not None and self.ledger.paused(batch.queue),
-        )
+        return facts_of(self, id_of(task))
 
     def finished(self, task_id: TaskId) -> Attempt | None:
         """The attempt that did it; None: evidence settled the task, and nobody reported."""
@@ -331,11 +308,11 @@ class InMemoryCluster:
 
     def cancel(self, task: Known) -> None:
         """Delete a task before it starts; Refused if it is too late."""
-        self._decide(Cancel(ids_of([_id(task)]), "human:test"), task, "too late to cancel")
+        self._decide(Cancel(ids_of([id_of(task)]), "human:test"), task, "too late to cancel")
 
     def retry(self, task: Known) -> None:
         """Let a dead or cancelled task run again; Refused if it is neither."""
-        task_id = _id(task)
+        task_id = id_of(task)
         if self.state(task_id) == "cancelled" and (places := self.log.find(task_id)):
             message = encode_task(places[-1].batch)
             self.log.put_aside([Aside("dead", task_id, message, "brought back by hand", self.wall_ms)])
@@ -344,7 +321,7 @@ class InMemoryCluster:
     def rule(self, task: Known, *, executed: bool, reason: str = "") -> None:
         """Decide about a suspect, as a human does by ``oncekeeper suspect rule``."""
         verdict = Verdict.EXECUTED if executed else Verdict.NOT_EXECUTED
-        self._decide(Rule(ids_of([_id(task)]), verdict, "human:test", reason), task, "no suspect")
+        self._decide(Rule(ids_of([id_of(task)]), verdict, "human:test", reason), task, "no suspect")
 
     def _decide(self, command: Command, task: Known, why_not: str) -> None:
         (answer,) = self.propose((command,))
@@ -410,36 +387,3 @@ class InMemoryCluster:
     def __repr__(self) -> str:
         counts = self.ledger.counts()
         return f"<InMemoryCluster {self.nodes}, {counts}>"
-
-
-def duration_ms(duration: Duration) -> int:
-    """Milliseconds of "10s", of seconds, or of a timedelta."""
-    if isinstance(duration, timedelta):
-        return round(duration.total_seconds() * 1000)
-    if isinstance(duration, str):
-        matched = _DURATION.fullmatch(duration.strip())
-        if matched is None:
-            raise ValueError(f"{duration!r} must be a duration, as in 500ms, 30s, 5m, 1h or 2d")
-        return round(float(matched[1]) * _UNIT_MS[matched[2]])
-    if duration < 0:
-        raise ValueError(f"{duration} must not be negative: time only passes")
-    return round(duration * 1000)
-
-
-def _id(task: Known) -> TaskId:
-    if isinstance(task, Handle):
-        return task.task_id
-    return parse_id(task) if isinstance(task, str) else task
-
-
-def _word(standing: TaskState, now_ms: int) -> str:
-    """The word that people are told (as node/http/tasks.py has it, which needs a web server)."""
-    match standing.state:
-        case "claimed":
-            return "running"
-        case "waiting":
-            return "delayed" if standing.due_ms > now_ms else "waiting"
-        case "new" | "unallocated":
-            return "waiting"
-        case other:
-            return other

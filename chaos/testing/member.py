@@ -179,7 +179,7 @@ class Member:
         task = CurrentTask(task_id, work.handler, work.fence, work.attempt, calls.info.queue)
         if checking:
             try:
-                return Part(at, 1, _CHECKED[calls.check(task, arguments)])
+                return Part(at, 1, _CHECKED[self._cluster.check(task, calls, arguments)])
             except Exception as error:  # noqa: BLE001 - a check that raises cannot tell
                 return Part(at, 1, Ended.UNSURE, None, one_line(error), short_trace(error))
         mark = work.fence, task_id

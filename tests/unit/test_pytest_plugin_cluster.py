@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from chaos.testing import InMemoryCluster
-from chaos.testing.cluster import duration_ms
+from chaos.testing.looking import duration_ms
 from oncekeeper import (
     App,
     InvalidTask,
@@ -115,6 +115,34 @@ def test_coroutines_run_also_where_the_test_has_a_loop(cluster: InMemoryCluster)
         return cluster.submit(ping).result()
 
     assert asyncio.run(test()) == "pong"
+
+
+@pytest.mark.parametrize("running_loop", [False, True])
+def test_checks_may_be_coroutines(cluster: InMemoryCluster, running_loop: bool) -> None:
+    other = App("other")
+
+    @other.task(on_doubt="check")
+    async def charge(order_id: int) -> None:
+        effects[order_id] += 1
+
+    @charge.check
+    async def was_charged(order_id: int) -> bool:
+        await asyncio.sleep(0)
+        return effects[order_id] > 0
+
+    def lose_one() -> None:
+        cluster.crash(charge, "end")
+        handle = cluster.submit(charge, 7)
+        cluster.run_until_idle()
+        assert (handle.status(), effects[7], cluster.runs(handle)) == ("executed", 1, 1)
+
+    async def lose_one_in_a_loop() -> None:
+        lose_one()
+
+    if running_loop:
+        asyncio.run(lose_one_in_a_loop())
+    else:
+        lose_one()
 
 
 def test_a_handler_may_submit_and_must_not_wait(cluster: InMemoryCluster) -> None:
