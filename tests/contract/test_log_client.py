@@ -363,7 +363,7 @@ def test_a_task_submitted_by_name_goes_to_its_handlers_own_queue(tmp_path: Path,
     (two,) = client.submit_many("shop.charge", [{}], keys=["k"])
     assert two.task_id == keyed_id("mail", "k")
     assert node.calls.count(("GET", "/v1/handlers")) == 1
-    with pytest.raises(InvalidTask, match="'shop.none' is not registered; the application has: shop"):
+    with pytest.raises(InvalidTask, match=r"'shop\.none' is not registered; the application has: shop"):
         client.submit("shop.none", {})
 
 
