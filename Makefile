@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := dedup raft oncekeeper node chaos
 
-.PHONY: demo test lint unit property contract cluster bench fuzz venv clean
+.PHONY: demo test lint unit property contract cluster smoke chaos bench fuzz venv clean
 
 demo: $(STAMP)
 	$(BIN)/oncekeeper demo
 
-test: lint unit property contract cluster
+test: lint unit property contract cluster smoke
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -20,6 +20,18 @@ lint: $(STAMP)
 # A folder without tests yet is no failure (pytest ends with 5 then).
 unit property contract cluster: $(STAMP)
 	$(BIN)/python -m pytest -q tests/$@ || [ $$? -eq 5 ]
+
+# The smoke set of the fault suite on real nodes, and what checks the checkers.
+smoke: $(STAMP)
+	tools/get-toxiproxy >/dev/null
+	$(BIN)/python -m pytest -q tests/chaos
+
+# The whole fault suite: every scenario on three real nodes, and its table. One report each, in a new directory.
+CHAOS_REPORT ?= build/chaos-$(shell date +%Y%m%d-%H%M%S)
+chaos: $(STAMP)
+	tools/get-toxiproxy >/dev/null
+	@mkdir -p build
+	$(BIN)/oncekeeper chaos run all --report $(CHAOS_REPORT)
 
 bench: $(STAMP)
 	$(BIN)/oncekeeper bench
