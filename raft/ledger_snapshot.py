@@ -11,7 +11,7 @@ import msgspec
 
 from dedup.claims import Held
 from dedup.executed import ExecutedSet
-from dedup.ids import Ids
+from dedup.ids import KEY_BYTES, RANGE_ID_MAX, Ids
 from raft.codec import CodecError
 from raft.ledger_state import (
     HandlerClass,
@@ -90,7 +90,7 @@ def state_from(data: bytes, bloom_seed: int, settings: LedgerSettings) -> Ledger
     try:
         body = _decoder.decode(data)
         executed = ExecutedSet.restore(body.executed)
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:  # ValueError: UnicodeDecodeError too
         # The checksum held, so these bytes were written so: by a program of another format, or a wrong one.
         raise CodecError(f"the snapshot does not hold a ledger: {error}") from None
     if body.bloom_seed != bloom_seed:
@@ -118,6 +118,8 @@ def state_from(data: bytes, bloom_seed: int, settings: LedgerSettings) -> Ledger
         _load_states(state, body)
     except (IndexError, KeyError) as error:
         raise CodecError(f"the snapshot contradicts itself: {error!r} is named and not there") from None
+    except (ValueError, OverflowError) as error:
+        raise CodecError(f"the snapshot contradicts itself: {error}") from None
     return state
 
 
@@ -125,9 +127,13 @@ def _load_states(state: LedgerState, body: _Body) -> None:
     runs: list[list[tuple[int, int]]] = [[] for _ in body.values]
     keys: list[list[bytes]] = [[] for _ in body.values]
     for start, count, number in body.runs:  # in the map's own order, so that each is an append
+        if not (start >= 1 and 1 <= count <= RANGE_ID_MAX - start + 1):
+            raise ValueError(f"run ({start}, {count}) holds what are no ids")
         state.states.set(Ids(((start, count),)), body.values[number])
         runs[number].append((start, count))
     for some, number in body.keyed:
+        if any(len(key) != KEY_BYTES for key in some):
+            raise ValueError(f"a key must have {KEY_BYTES} bytes")
         state.states.set(Ids((), some), body.values[number])
         keys[number] += some
     for number, value in enumerate(body.values):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from dedup.ids import Ids
@@ -11,8 +12,12 @@ from node.workers import journal as layout
 from node.workers.port import Mode
 from node.workers.testimony import MANIFEST, Manifest, read_testimony, weigh
 from oncekeeper.envelope import InvalidTask, explain, validate_message
+from raft.codec import CodecError, open_snapshot, seal_snapshot
+from raft.commands import Proposal
 from raft.journal_format import SegmentHeader, decode_segment_header
-from tests.support.fuzz_targets import work_file
+from raft.ledger import Ledger
+from raft.ledger_snapshot import _Body
+from tests.support.fuzz_targets import COMMANDS, work_file
 
 
 @pytest.mark.parametrize(("text", "field", "rule"), [
@@ -68,3 +73,19 @@ def test_a_segment_whose_vote_is_no_text_is_damaged():
 
     body = good[:-4].replace(b"n1", b"\xff\xfe")
     assert decode_segment_header(body + crc32c(body).to_bytes(4, "little")) is None
+
+
+@pytest.mark.parametrize("run", [(5, -3, 0), (0, 1, 0), (2**63 - 1, 2, 0), (-1, 1, 0)])
+def test_a_snapshot_with_runs_that_hold_no_ids_is_refused_whole(run: tuple[int, int, int]):
+    ledger = Ledger(1)
+    for index, command in enumerate(COMMANDS, 1):
+        ledger.apply_proposal(index, Proposal(1, index, (command,)))
+    body = msgspec.msgpack.decode(open_snapshot(ledger.snapshot()))
+    place = _Body.__struct_fields__.index("runs")
+    assert body[place]
+    body[place][0] = run
+    other = Ledger(1)
+    before = other.digest()
+    with pytest.raises(CodecError, match="contradicts itself"):
+        other.restore(seal_snapshot(msgspec.msgpack.encode(body)))
+    assert other.digest() == before
