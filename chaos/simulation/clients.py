@@ -284,10 +284,14 @@ class Clients:
                 rule = c.Rule(ids_of([life.id]), verdict, "human:sim", "looked at the sink", life.fence)
                 witness.note("client", "RULES", life.id, f"{verdict.name} under {life.fence}")
                 try:
-                    await self.ask(lambda face, rule=rule: face.propose((rule,), 1500))
+                    await self.ask(self._proposing(rule))
                 except Unreached:
                     continue
                 witness.reached.add("human ruling")
+
+    @staticmethod
+    def _proposing(command: c.Command) -> Callable[[RunningNode], Awaitable[Any]]:
+        return lambda face: face.propose((command,), 1500)
 
     def _is_held(self, task_id: TaskId) -> bool:
         for process in self.world.processes.values():

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import dedup.keyed
 import node.crashpoint
 import node.http.steer
 import node.workers.crew
@@ -38,6 +39,7 @@ from chaos.simulation.witness import Violation, Witness
 from chaos.simulation.workers import MachineTime, SimulatedCrew, SimulatedGuard, WorkerProcess
 from dedup.ids import TaskId, id_text
 from node.service import Service
+from node.workers.events import WorkerStartError
 from node.workers.port import Ended, HandlerInfo, Work
 from oncekeeper.log.memory import MemoryLog
 from raft.journal import JournalFailed
@@ -81,7 +83,8 @@ class Options:
     nodes: int = 0
     """0: three, and in every fourth seed five."""
     faults: bool = True
-    keep_events: bool = False
+    only_faults: tuple[int, ...] | None = None
+    """Of the faults that the seed draws, only these, by number: to find out which ones it takes."""
 
 
 @dataclass
@@ -129,7 +132,7 @@ class Cluster:
         for number, name in enumerate(self.names, 1):
             rate = 1.0 + self.random.choice((0.0, 1e-4, -1e-4, 5e-3, -5e-3)) * self.random.random()
             self.machines[name] = Machine(self, name, number, Clock(self.scheduler, rate, EPOCH_MS))
-        self.processes: dict[str, Process] = {}
+        self.processes: dict[str, Process] = self.witness.processes
         self.graveyard: list[Process] = []
         self.lives = 0
         self.stay_down: set[str] = set()
@@ -184,7 +187,7 @@ class Cluster:
 
     def node_failed(self, process: Process, error: BaseException) -> None:
         """A disk that fails stops a node; a defect of its own is a finding."""
-        if not isinstance(error, JournalFailed | OSError):
+        if not isinstance(error, JournalFailed | OSError | WorkerStartError):
             last = traceback.extract_tb(error.__traceback__)[-1:]
             where = f" at {last[0].filename.rsplit('/', 1)[-1]}:{last[0].lineno}" if last else ""
             text = f"{process.name} stops: {type(error).__name__}: {error}{where}"
@@ -409,6 +412,8 @@ def seams() -> Iterator[None]:
         (node.http.steer, "time", MachineTime),
         (Service, "_fatal", _fatal),
         (raft.engine_library, "_clock", _library_clock),
+        # So small and so full that it is often wrong, which is what must not matter.
+        (dedup.keyed, "FILTER_KEYS_MIN", 8),
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in places]
     level = logging.root.manager.disable

@@ -82,7 +82,9 @@ class Faults:
             name = draw.choices(names, weights)[0]
             at = BEGIN_S + span * 0.9 * draw.random()
             until = min(self.healed_s, at + span * draw.random() ** 1.5 + 0.1)
-            world.scheduler.at(at, world.driver, self._strike, name, until)
+            only = world.options.only_faults
+            if only is None or len(self.names) in only:
+                world.scheduler.at(at, world.driver, self._strike, name, until)
             self.names.append(name)
         world.scheduler.at(self.healed_s, world.driver, self._heal_all)
 
@@ -295,7 +297,11 @@ class Faults:
     def _slow_disk(self, until: float) -> Healer:
         name = self._name()
         self.world.stalls[name] = 0.01 + 0.2 * self.random.random()
-        return lambda: self.world.stalls.pop(name, None) and None
+
+        def heal() -> None:
+            self.world.stalls.pop(name, None)
+
+        return heal
 
     def _ruin(self) -> str | None:
         """The node whose disk is ruined: one a run, so that the majority's stand."""

@@ -170,7 +170,10 @@ class Current:
 current = Current()
 
 
-class ProcessLoop(asyncio.AbstractEventLoop, Actor):
+_Loop: Any = asyncio.AbstractEventLoop  # of its forty methods, those that the product uses
+
+
+class ProcessLoop(_Loop, Actor):  # type: ignore[misc]
     """See the module. ``on_error`` gets what a callback raised: asyncio would log it and go on."""
 
     def __init__(
@@ -341,7 +344,7 @@ class ProcessLoop(asyncio.AbstractEventLoop, Actor):
             if not task.done():
                 coroutine = task.get_coro()
                 try:
-                    coroutine.close()  # type: ignore[union-attr]
+                    coroutine.close()
                 except (Exception, Killed, RuntimeError):  # noqa: BLE001  # nobody is left to hear it
                     continue
         self._tasks.clear()

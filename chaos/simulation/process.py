@@ -18,7 +18,7 @@ from node.service import Service
 from node.workers.events import PoolSettings
 from node.workers.pools import WorkerPools
 from oncekeeper.log.memory import MemoryLog
-from oncekeeper.log.port import UnknownAppend, Unsent
+from oncekeeper.log.port import TaskLog, UnknownAppend, Unsent
 from raft.engine import Limits, Timings
 from raft.ledger import Ledger
 from raft.replica import Replica, ReplicaConfig, ReplicaStatus
@@ -36,7 +36,7 @@ class NodeLog:
     """oncekeeper/log of one node: reads at once, writes by the log's thread. Writes may fail or be unknown."""
 
     def __init__(self, process: Process, log: MemoryLog) -> None:
-        self.reader = log
+        self.reader: TaskLog = log
         self._process = process
         self._writer = _Writer(process, log)
 

@@ -24,10 +24,11 @@ from raft.ledger import Ledger
 if TYPE_CHECKING:
     from chaos.simulation.loop import Scheduler
     from chaos.simulation.machine import Machine
+    from chaos.simulation.process import Process
 
 DIGEST_EVERY = 64
-LEDGER_AHEAD_MS = 1200.0
-"""By how much ledger time may gain on true time within a run: one step in flight, and what clocks drift."""
+LEDGER_AHEAD_MS = 4000.0
+"""By how much ledger time may gain on true time within a run: what was in flight over slow links, and drift."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Witness:
         self.reached: set[str] = set()
         """What happened at least once: for the report of what a batch of seeds covers."""
         self._log = log
-        self._positions: dict[int, int] = {}
+        self.processes: dict[str, Process] = {}
         self._most_slack_ms = 0.0
         self._ledger_ms = 0
 
@@ -150,8 +151,21 @@ class Witness:
             if isinstance(event, c.SessionOpened | c.SessionClosed):
                 why = f" {event.why}" if isinstance(event, c.SessionClosed) else ""
                 self.reached.add(type(event).__name__ + why)
+                if isinstance(event, c.SessionClosed) and event.why == "lapsed":
+                    self._lapsed(event)
                 text = f"{event.node} session {event.session} incarnation {event.incarnation}{why}"
                 self.note("ledger", type(event).__name__.upper(), None, f"{effects.index}: {text}")
+
+    def _lapsed(self, event: c.SessionClosed) -> None:
+        """A session may lapse only when its node, by its own clock, has stopped already."""
+        process = self.processes.get(event.node)
+        if process is None or not process.alive or process.service is None:
+            return
+        keeper = process.service.session
+        left_ms = keeper.lease.left_ms(process.machine.clock.lease_ms())
+        if keeper.session == event.session and left_ms > 0:
+            text = f"session {event.session} of {event.node} lapsed, and its lease has {left_ms} ms left"
+            self.violated(4, text)
 
     # --- the sink -----------------------------------------------------------------------------------------------
 
