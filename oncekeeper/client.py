@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 1.0
+# A submit waits for this. A node that is stopped in its tracks still accepts connections; ids can be drawn instead.
+IDS_TIMEOUT_S = 1.0
 WAKE_PARTITIONS_MAX = 512  # named in one datagram
 _POST_TASKS = 2000
 _POST_BYTES = 2 * 1024 * 1024
@@ -277,7 +279,7 @@ class Client:
             sent += len(lines)
 
     def _allocate(self, count: int) -> tuple[int, int]:
-        answer = self.request("POST", "/v1/ids", json={"count": count})
+        answer = self.request("POST", "/v1/ids", json={"count": count}, timeout_s=IDS_TIMEOUT_S)
         return int(answer["start"]), int(answer["count"])
 
     # --- asking -----------------------------------------------------------------------------------------------

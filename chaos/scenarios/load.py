@@ -45,6 +45,8 @@ class Load:
         self._thread: threading.Thread | None = None
         self._number = 0
         self._error: Exception | None = None
+        self.slowest_ns = 0
+        """The longest that a submit took, whatever came of it."""
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -74,7 +76,7 @@ class Load:
         self._number += count
         at_ns = now_ns()
         try:
-            ids = self._client.send(kind.handler, bodies, **options)
+            ids = self._send(kind, bodies, at_ns, options)
         except UnknownSubmit as error:
             self._history.submit(cast(Ids, error.ids), kind.policy, acknowledged=False, t_ns=at_ns)
             return Ids()
@@ -83,3 +85,9 @@ class Load:
             return Ids()
         self._history.submit(ids, kind.policy, t_ns=at_ns)
         return ids
+
+    def _send(self, kind: Kind, bodies: list[bytes], at_ns: int, options: dict[str, Any]) -> Ids:
+        try:
+            return self._client.send(kind.handler, bodies, **options)
+        finally:
+            self.slowest_ns = max(self.slowest_ns, now_ns() - at_ns)

@@ -162,6 +162,7 @@ class Stage:
                 self.bounds.append(
                     Bound(f"claims are granted again after {name}", after_ms, self.resume_bound_ms)
                 )
+        self.notes.append(f"the slowest submit took {_ms(self.load.slowest_ns / MS)}")
         for look in self.afterwards:
             self.wrong += look(history)
 
