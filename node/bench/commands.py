@@ -1,7 +1,8 @@
 """One durable ledger command: proposed, synced by a majority, applied at the proposer.
 
 Three replicas with the ledger on them, in processes of their own (node/bench/replica.py); what is timed is
-``Proposer.propose`` of an AllocateIds: encoding, links, two of three disks and the local apply; no HTTP.
+``Proposer.propose`` of an AllocateIds: encoding, links (mutual TLS, as a new cluster has them), two of three disks
+and the local apply; no HTTP.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 
 from node.bench.measure import Plan, Row, percentile, rounded, spread
 from node.bench.replica import Setup
+from node.certs import CertFiles, make_all
 from node.cli.output import CliError
 from node.cluster import free_ports
 from node.supervisor import child_environment
@@ -61,13 +63,17 @@ class ReplicaProcess:
 def commands(plan: Plan, bare: dict[str, float]) -> list[Row]:
     ports = dict(zip(NAMES, free_ports(len(NAMES)), strict=True))
     cluster_id, secret = secrets.token_hex(16), secrets.token_hex(32)
+    certs = CertFiles(plan.home / "replicas" / "certs")
+    make_all(certs, cluster_id, dict.fromkeys(NAMES, ()))
     processes: list[ReplicaProcess] = []
     rows = []
     try:
         for name in NAMES:
             home: Path = plan.home / "replicas" / name
             home.mkdir(parents=True)
-            processes.append(ReplicaProcess(Setup(name, cluster_id, secret, ports, str(home))))
+            processes.append(
+                ReplicaProcess(Setup(name, cluster_id, secret, ports, str(home), str(certs.dir)))
+            )
         leader = _leader(processes)
         follower = processes[(processes.index(leader) + 1) % len(processes)]
         for role, process in (("leader", leader), ("follower", follower)):

@@ -15,10 +15,12 @@ from typing import Any
 
 import msgspec
 
+from node.certs import CertFiles
 from node.proposer import Proposer
 from raft.commands import AllocateIds
 from raft.ledger import Ledger
 from raft.replica import Replica, ReplicaConfig
+from raft.tls import client_context, server_context
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -27,6 +29,7 @@ class Setup(msgspec.Struct, frozen=True):
     secret: str
     ports: dict[str, int]
     directory: str
+    certs: str
 
 
 def say(word: object) -> None:
@@ -46,6 +49,8 @@ async def command_ms(proposer: Proposer, count: int, gap_s: float) -> list[float
 
 
 async def main(setup: Setup) -> None:
+    files = CertFiles(Path(setup.certs))
+    certs = (files.authority, files.certificate(setup.name), files.key(setup.name))
     replica = Replica(
         ReplicaConfig(
             node_id=setup.name,
@@ -54,6 +59,8 @@ async def main(setup: Setup) -> None:
             listen=("127.0.0.1", setup.ports[setup.name]),
             peers={name: ("127.0.0.1", port) for name, port in setup.ports.items() if name != setup.name},
             data_dir=Path(setup.directory),
+            server_ssl=server_context(*certs),
+            client_ssl=client_context(*certs),
         ),
         Ledger(1),
     )
