@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 from chaos.sink import EFFECT, START, Sink
@@ -60,6 +61,35 @@ async def drift(n: int = 0) -> None:
 @drift.check
 def has_drifted(n: int = 0) -> bool:
     return has_acted()
+
+
+class StaleFence(Exception):
+    """The sink refused this claim's fence: its holder had lost it."""
+
+
+@app.task(on_doubt="check", ttr=60, retries=3, retry_delay=0.05)
+def fenced(n: int = 0, ms: int = 0) -> None:
+    """Takes its time, and then asks the sink whether it still may."""
+    task = current_task()
+    sink.append(START, task.id_text, task.fence)
+    time.sleep(ms / 1000)
+    if not sink.append_fenced(task.id_text, task.fence):
+        raise StaleFence(f"fence {task.fence} was closed")
+
+
+@fenced.check
+def was_fenced(n: int = 0, ms: int = 0) -> bool:
+    task = current_task()
+    return sink.close_fence(task.id_text, task.fence)
+
+
+@app.task(on_doubt="rerun", ttr=60, retries=3, retry_delay=0.05)
+def unfenced(n: int = 0, ms: int = 0) -> None:
+    """The same on a sink that takes whatever comes."""
+    task = current_task()
+    sink.append(START, task.id_text, task.fence)
+    time.sleep(ms / 1000)
+    sink.append(EFFECT, task.id_text, task.fence)
 
 
 @app.task(on_doubt="rerun", ttr=60, retries=3, retry_delay=0.05)

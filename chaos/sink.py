@@ -7,16 +7,18 @@ what took effect twice stands there twice.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
 RECORD = Struct("<B39sQIQ")  # what, the id as text, the fence, the pid, CLOCK_BOOTTIME in ns
-START, EFFECT = 1, 2
+START, EFFECT, CLOSED = 1, 2, 3
 
 
 class Moment(NamedTuple):
@@ -30,10 +32,11 @@ class Moment(NamedTuple):
 class Sink:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._fd = -1
         self._read_to = 0
         self._seen: set[bytes] = set()
+        self._closed: dict[bytes, int] = {}
 
     def append(self, what: int, id_text: str, fence: int) -> None:
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -41,15 +44,52 @@ class Sink:
 
     def has_effect(self, id_text: str) -> bool:
         """Whether the effect was recorded by now. Records are only ever added, so what was read is kept."""
+        with self._lock:
+            self._catch_up()
+            return id_text.encode() in self._seen
+
+    def _catch_up(self) -> None:
+        fd = self._open()
+        whole = (os.fstat(fd).st_size // RECORD.size) * RECORD.size
+        data = os.pread(fd, whole - self._read_to, self._read_to)
+        self._read_to += len(data)
+        for what, padded, fence, _, _ in RECORD.iter_unpack(data):
+            name = padded.rstrip(b"\0")
+            if what == EFFECT:
+                self._seen.add(name)
+            elif what == CLOSED:
+                self._closed[name] = max(fence, self._closed.get(name, 0))
+
+    # --- a sink that fences ---------------------------------------------------------------------------------
+
+    def append_fenced(self, id_text: str, fence: int) -> bool:
+        """Take effect, unless this fence was closed; whether it did. Of all processes one at a time."""
+        with self._alone():
+            if fence <= self._closed.get(id_text.encode(), 0):
+                return False
+            self.append(EFFECT, id_text, fence)
+            return True
+
+    def close_fence(self, id_text: str, fence: int) -> bool:
+        """Whether the effect is there. If not, it will not come under this fence or an older one any more."""
+        with self._alone():
+            if id_text.encode() in self._seen:
+                return True
+            self.append(CLOSED, id_text, fence)
+            return False
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Among threads and processes, and knowing every record so far."""
         fd = self._open()
         with self._lock:
-            whole = (os.fstat(fd).st_size // RECORD.size) * RECORD.size
-            data = os.pread(fd, whole - self._read_to, self._read_to)
-            self._read_to += len(data)
-            self._seen.update(
-                name.rstrip(b"\0") for what, name, *_ in RECORD.iter_unpack(data) if what == EFFECT
-            )
-            return id_text.encode() in self._seen
+            # A lock of the open file description; the kernel lets go of it when its process is killed.
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            try:
+                self._catch_up()
+                yield
+            finally:
+                fcntl.flock(fd, fcntl.LOCK_UN)
 
     def read(self, from_byte: int = 0) -> Iterator[Moment]:
         """Every record from there on, in order."""

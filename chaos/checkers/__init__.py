@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from chaos.checkers.claims import (
     claims_and_settles_are_linear,
     effects_happen_under_committed_claims,
+    late_effects,
     no_effect_after_the_claim_was_lost,
     old_fences_are_rejected,
     starts_follow_their_claims,
@@ -59,6 +60,7 @@ __all__ = [
     "State",
     "each_acknowledged_task_ends_once",
     "judge",
+    "late_effects",
     "lives",
     "violations",
     "zombies",

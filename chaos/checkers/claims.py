@@ -9,7 +9,7 @@ from chaos import history as h
 from chaos.checkers.life import lives
 from chaos.history import History
 from dedup.ids import TaskId, id_text
-from raft.commands import Outcome
+from raft.commands import Outcome, Verdict
 
 MS = 1_000_000
 
@@ -79,23 +79,36 @@ def _lease_ends(history: History) -> dict[tuple[str, int], list[tuple[int, int]]
 
 
 def no_effect_after_the_claim_was_lost(history: History) -> list[str]:
-    """5: once the ledger had made a claim a suspect, nothing takes effect under its fence: no zombie acts."""
+    """5: once the ledger had made a claim a suspect, nothing takes effect under its fence: work was stopped before."""
     return [
         f"{id_text(id_)}: took effect under fence {fence} {late_ns / MS:.1f} ms after that claim was lost"
-        for id_, fence, late_ns in zombies(history)
+        for id_, fence, late_ns in late_effects(history)
     ]
 
 
+def late_effects(history: History) -> list[tuple[TaskId, int, int]]:
+    """(id, fence, how late in ns) of every effect under a claim that was a suspect already.
+
+    Evidence may still find it: it does harm only if the suspect was closed before."""
+    return _effects_after(history, h.Suspected)
+
+
 def zombies(history: History) -> list[tuple[TaskId, int, int]]:
-    """(id, fence, how late in ns) of every effect under a claim that was lost already."""
-    lost: dict[tuple[TaskId, int], int] = {}
+    """(id, fence, how late in ns) of every effect under a claim after it was ruled what became of it."""
+    return _effects_after(history, h.Ruled)
+
+
+def _effects_after(
+    history: History, kind: type[h.Suspected] | type[h.Ruled]
+) -> list[tuple[TaskId, int, int]]:
+    since: dict[tuple[TaskId, int], int] = {}
     for each in history.decisions:
-        if isinstance(each, h.Suspected) and each.t_ns:
-            lost.setdefault((each.id, each.fence), each.t_ns)
+        if isinstance(each, kind) and each.t_ns and getattr(each, "verdict", None) is not Verdict.HELD:
+            since.setdefault((each.id, each.fence), each.t_ns)
     return [
-        (effect.id, effect.fence, effect.t_ns - lost[effect.id, effect.fence])
+        (effect.id, effect.fence, effect.t_ns - since[effect.id, effect.fence])
         for effect in history.effects
-        if effect.t_ns and effect.t_ns > lost.get((effect.id, effect.fence), effect.t_ns)
+        if effect.t_ns and effect.t_ns > since.get((effect.id, effect.fence), effect.t_ns)
     ]
 
 

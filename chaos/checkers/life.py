@@ -68,6 +68,8 @@ class Life:
                     self._bad(decision, "had started or ended")
                 self.state = State.CANCELLED
             case h.Revived():
+                if self.state is State.WAITING and self.revivals:
+                    return  # said again, and heard the same
                 if self.state not in (State.DEAD, State.CANCELLED):
                     self._bad(decision, "was neither dead nor cancelled")
                 self.state = State.WAITING

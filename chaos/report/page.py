@@ -58,7 +58,7 @@ def _figures(run: Run) -> str:
         ("tasks submitted", f"{len(history.submitted):,}"),
         ("effects", f"{len(history.effects):,}"),
         ("in doubt", f"{len(suspects):,}"),
-        ("effects after a lost claim", f"{run.document()['zombie_effects']:,}"),
+        ("effects of zombies", f"{run.document()['zombie_effects']:,}"),
         ("invariants that hold", f"{sum(not each.wrong for each in run.found)} of {len(run.found)}"),
         ("seconds, all in all", f"{run.wall_s:.1f}"),
     ]

@@ -12,7 +12,7 @@ import msgspec
 from chaos import history as h
 from chaos.replay import Incomplete, apply_all, replay
 from chaos.scenarios.nodes import Nodes
-from chaos.sink import EFFECT
+from chaos.sink import CLOSED, EFFECT
 from dedup.executed import RETENTION_MS
 from dedup.ids import Ids, parse_id
 from node.config import load_config
@@ -64,7 +64,7 @@ def _sink(nodes: Nodes) -> None:
         task_id = parse_id(moment.id_text)
         if moment.what == EFFECT:
             nodes.history.effects.append(h.Effect(task_id, moment.fence, moment.pid, moment.t_ns))
-        else:
+        elif moment.what != CLOSED:
             nodes.history.starts.append(h.Started(task_id, moment.fence, moment.pid, moment.t_ns))
 
 

@@ -183,6 +183,15 @@ class Nodes:
         self._processes.pop(node).wait()
         return node
 
+    def family(self, node: str) -> list[int]:
+        """The node's process and all that descend from it, parents first."""
+        found = [self.pid(node)]
+        for each in found:
+            for task in Path(f"/proc/{each}/task").glob("*/children"):
+                with suppress(OSError):
+                    found += [int(child) for child in task.read_text().split()]
+        return found
+
     def witness_path(self, node: str) -> Path:
         return self.cluster.node_dir(node) / "witness.jsonl"
 
@@ -303,6 +312,26 @@ class Nodes:
                     os.kill(self.pid(node), number)
 
         return Fault("paused", nodes, lambda: send(signal.SIGSTOP), lambda: send(signal.SIGCONT))
+
+    def frozen(self, node: str) -> Fault:
+        """SIGSTOP of the node with all its processes, its guard too: as when a whole machine stands still."""
+        held: list[int] = []
+
+        def strike() -> None:
+            # Again until nobody new is found: a process may start another while we look.
+            while found := [pid for pid in self.family(node) if pid not in held]:
+                held.extend(found)
+                for pid in found:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGSTOP)
+
+        def heal() -> None:
+            # Children first: what they still do, they do before anybody can stop them.
+            for pid in reversed(held):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+        return Fault("frozen", (node,), strike, heal)
 
     # --- watching -----------------------------------------------------------------------------------------------
 
