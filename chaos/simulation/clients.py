@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 REQUEST_S = 2.5
 CLIENTS = 3
-NAMES = ("pay", "pay", "mail", "mail", "slow", "count", "count", "post", "wire", "bad")
+NAMES = ("pay", "pay", "mail", "mail", "slow", "count", "crunch", "post", "wire", "bad", "bad")
 
 
 class Unreached(Exception):
@@ -121,11 +121,11 @@ class Clients:
         while world.scheduler.now < until:
             await asyncio.sleep(0.05 + 0.5 * draw.random())
             choice = draw.random()
-            if choice < 0.62:
+            if choice < 0.58:
                 await self._submit_run()
-            elif choice < 0.78:
+            elif choice < 0.74:
                 await self._submit_key()
-            elif choice < 0.88:
+            elif choice < 0.82:
                 await self._cancel()
             elif choice < 0.92:
                 await self._revive()
@@ -279,10 +279,13 @@ class Clients:
                 for life in list(witness.lives.values())
                 if life.state is State.SUSPECT and self._is_held(life.id)
             ]
-            for life in held:
+            # People think before they rule, and what they saw may have changed by then.
+            seen = [(life, life.fence) for life in held]
+            await asyncio.sleep(self.random.choice((0.0, 0.5, 2.0)))
+            for life, fence in seen:
                 verdict = c.Verdict.EXECUTED if world.effects[life.id] else c.Verdict.NOT_EXECUTED
-                rule = c.Rule(ids_of([life.id]), verdict, "human:sim", "looked at the sink", life.fence)
-                witness.note("client", "RULES", life.id, f"{verdict.name} under {life.fence}")
+                rule = c.Rule(ids_of([life.id]), verdict, "human:sim", "looked at the sink", fence)
+                witness.note("client", "RULES", life.id, f"{verdict.name} under {fence}")
                 try:
                     await self.ask(self._proposing(rule))
                 except Unreached:

@@ -60,6 +60,7 @@ HANDLERS = (
     _handler("mail", "io", "check"),
     _handler("slow", "io", "check", ttr_ms=1200),
     _handler("count", "cpu", "rerun"),
+    _handler("crunch", "io", "rerun", ttr_ms=6000),
     _handler("post", "io", "skip"),
     _handler("wire", "io", "hold"),
     _handler("bad", "cpu", "check", retries=1),
@@ -127,6 +128,8 @@ class Cluster:
         self.crashy = self.random.choice((0.0, 0.01, 0.05))
         self.stalls: dict[str, float] = {}
         self.crash_at: dict[str, str] = {}
+        self.kill_after_write = ""
+        """The next node that does this to the log dies right after it."""
         self.effects: Counter[TaskId] = Counter()
         self.machines: dict[str, Machine] = {}
         for number, name in enumerate(self.names, 1):
@@ -207,13 +210,15 @@ class Cluster:
 
     def plan(self, work: Work, task_id: TaskId) -> Plan:
         draw = self.random
-        slow = work.handler == "slow"
+        slow = work.handler in ("slow", "crunch")
         before = (0.1 + 0.4 * draw.random()) if slow else 0.0005 + 0.004 * draw.random()
+        if work.handler == "crunch" and draw.random() < 0.3:
+            before = 1.0 + 2.0 * draw.random()  # longer than what is left of a lease
         raises = work.handler == "bad" or (work.handler == "mail" and draw.random() < 0.15)
         crash = ""
         if draw.random() < self.crashy:
             crash = draw.choice(("before", "after", "finished"))
-        if slow and draw.random() < 0.02:
+        if work.handler == "slow" and draw.random() < 0.02:
             before = 1.5  # beyond its time-to-run
         return Plan(before, 0.0003 + 0.002 * draw.random(), 0.0002, raises, crash)
 

@@ -43,7 +43,7 @@ class Faults:
         self._kinds: dict[str, tuple[int, Callable[[float], Healer | None]]] = {
             "kill": (5, self._kill),
             "kill at a file operation": (4, self._kill_at_file),
-            "kill between log writes": (2, self._kill_between_writes),
+            "kill between log writes": (3, self._kill_between_writes),
             "crash point": (4, self._crash_point),
             "kill the leader": (3, self._kill_leader),
             "kill a worker": (2, self._kill_worker),
@@ -62,8 +62,11 @@ class Faults:
             "disk error": (3, self._disk_error),
             "disk full": (2, self._disk_full),
             "slow disk": (1, self._slow_disk),
-            "rotten disk": (1, self._rot),
+            "rotten disk": (2, self._rot),
             "new disk": (1, self._new_disk),
+            "forgetful voter": (2, self._forgetful_voter),
+            "voter dies": (2, self._voter_dies),
+            "all disks fail": (2, self._all_disks_fail),
             "wall clock": (2, self._wall_clock),
             "log fails": (2, self._log_fails),
             "history is full": (1, self._history_full),
@@ -105,7 +108,7 @@ class Faults:
     def _heal_all(self) -> None:
         world = self.world
         world.network.heal_all()
-        world.log_fails, world.history_full = 0.0, False
+        world.log_fails, world.history_full, world.kill_after_write = 0.0, False, ""
         world.stalls.clear()
         world.stay_down.clear()
         for machine in world.machines.values():
@@ -148,10 +151,16 @@ class Faults:
         if process is not None:
             process.files_left = self.random.randrange(1, 60)
 
-    def _kill_between_writes(self, until: float) -> None:
-        process = self._process(self._name())
-        if process is not None:
-            process.log_writes_left = self.random.randrange(1, 6)
+    def _kill_between_writes(self, until: float) -> Healer:
+        world = self.world
+        world.kill_after_write = self.random.choice(
+            ("append", "drop_aside", "drop_aside", "put_aside", "commit")
+        )
+
+        def heal() -> None:
+            world.kill_after_write = ""
+
+        return heal
 
     def _crash_point(self, until: float) -> None:
         """Armed for the life that begins now."""
@@ -335,6 +344,89 @@ class Faults:
         if process is not None:
             process.die()
         self.world.machines[name].raft_store_deleted()
+
+    def _all_disks_fail(self, until: float) -> None:
+        """An error of each disk, and soon after the power."""
+        world = self.world
+        for name in world.names:
+            world.machines[name].files.fail_next("fdatasync", errno.EIO, self.random.randrange(0, 6))
+        after = 0.05 + (until - world.scheduler.now) * self.random.random()
+        world.scheduler.after(after, world.driver, self._power_all, until)
+
+    # --- what an election depends on ----------------------------------------------------------------------------
+
+    def _forgetful_voter(self, until: float) -> Healer | None:
+        """Who knew of the last entries is away, but for one, whose disk is new; who does not know them is back."""
+        world, names = self.world, list(self.world.names)
+        forgetful = self._ruin()
+        if forgetful is None:
+            return None
+        names.remove(forgetful)
+        leader = self._leader()
+        names.sort(key=lambda name: (name != leader, name))
+        keepers, laggards = names[: len(names) // 2], names[len(names) // 2 :]
+        behind = self._cut(
+            [(a, b) for a in laggards for b in [*names, forgetful] if a != b and b not in laggards]
+        )
+        back = self._cut(
+            [(b, a) for a in laggards for b in [*names, forgetful] if a != b and b not in laggards]
+        )
+        away: list[Healer] = []
+
+        def turn() -> None:
+            others = [forgetful, *laggards]
+            away.append(self._cut([pair for a in keepers for b in others for pair in ((a, b), (b, a))]))
+            process = self._process(forgetful)
+            if process is not None:
+                process.die()
+            world.machines[forgetful].raft_store_deleted()
+            behind()
+            back()
+            for a in keepers:
+                for b in others:
+                    world.network.cut(a, b)
+                    world.network.cut(b, a)
+
+        world.scheduler.after(0.1 + 0.4 * self.random.random(), world.driver, turn)
+
+        def heal() -> None:
+            behind()
+            back()
+            for each in away:
+                each()
+
+        return heal
+
+    def _voter_dies(self, until: float) -> Healer:
+        """Who gives a vote dies right after, and comes back at once, while the one it elected is cut off."""
+        world = self.world
+        cuts: list[Healer] = []
+
+        def voted(voter: str, candidate: str) -> None:
+            world.network.on_vote = None
+            process = self._process(voter)
+            if process is None:
+                return
+            others = [name for name in world.names if name not in (voter, candidate)]
+            cuts.append(
+                self._cut([pair for name in others for pair in ((candidate, name), (name, candidate))])
+            )
+            world.scheduler.after(0.0012, world.driver, end, process, candidate)
+
+        def end(process: Process, candidate: str) -> None:
+            process.die()
+            cuts.append(self._cut([(candidate, process.name), (process.name, candidate)]))
+            world.scheduler.after(0.01, world.driver, world.start, process.name)
+
+        world.network.on_vote = voted
+        self._kill_soon(self._leader())
+
+        def heal() -> None:
+            world.network.on_vote = None
+            for each in cuts:
+                each()
+
+        return heal
 
     # --- clocks and neighbours --------------------------------------------------------------------------------
 

@@ -8,24 +8,25 @@ and what it had not delivered is dropped. Underneath there are directed *paths*,
   of that. So a short cut is a delay, a long one is a lost connection, and a one-way cut is seen by one end first;
 - a path has a latency and a jitter, and may be slow.
 
-Appends, answers and votes are sometimes delivered twice, although the contract promises that they are not: they
-have to bear it, because a late answer across two connections looks the same. Proposals are not.
+Appends, answers and votes are sometimes delivered again some time later, although the contract promises that they
+are not: they have to bear it, because a late answer across two connections looks the same. Proposals are not.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from chaos.simulation.loop import Actor, ProcessLoop, Scheduler
 from raft.transport import VOTER, PeerCounters
-from raft.wire import FRAME_BYTES_MAX, FrameReader, Message, Propose, decode, encode
+from raft.wire import FRAME_BYTES_MAX, FrameReader, Message, Propose, SnapshotChunk, Vote, decode, encode
 
 IDLE_S = 1.6
 LOOK_S = 0.2
 WINDOW = 256
-REPEATED = 0.002
+REPEATED = 0.004
+REPEATED_SNAPSHOTS = 0.3
 
 
 class Path:
@@ -77,11 +78,21 @@ class Connection:
         if queue and queue[-1][0] > due:
             due = queue[-1][0]
         queue.append((due, message))
-        if draw < REPEATED and not isinstance(message, Propose):
-            queue.append((due, message))
+        share = REPEATED_SNAPSHOTS if isinstance(message, SnapshotChunk) else REPEATED
+        if draw < share and not isinstance(message, Propose):
+            network.scheduler.after(0.03 * draw / share, network.actor, self._repeat, target, message)
+        if isinstance(message, Vote) and network.on_vote is not None:
+            network.on_vote(source, target.node_id)
         if len(queue) >= WINDOW:
             self.full.add(source)
         self.pump(target)
+
+    def _repeat(self, target: SimulatedTransport, message: Message) -> None:
+        name = target.node_id
+        if self.stands[name] and self.stands[self.other(name).node_id]:
+            queue = self.queues[name]
+            queue.append((max(self.network.scheduler.now, queue[-1][0] if queue else 0.0), message))
+            self.pump(target)
 
     def pump(self, target: SimulatedTransport) -> None:
         """See to it that what is due at ``target`` will be delivered."""
@@ -209,6 +220,8 @@ class Network:
         self.on_wire = on_wire
         """Whether messages go through their encoding: slower, and not needed in every run."""
         self.actor = Actor(900)
+        self.on_vote: Callable[[str, str], None] | None = None
+        """Told of each vote that is given: (voter, candidate)."""
         self._paths = {(a, b): Path() for a in names for b in names if a != b}
         self._open: dict[str, SimulatedTransport] = {}
         for pair in [(a, b) for a in names for b in names if a < b]:

@@ -186,11 +186,6 @@ PLANTS: tuple[Plant, ...] = (
     ),
     # --- replication --------------------------------------------------------------------------------------------
     Plant(
-        "commit-beyond-match",
-        "a follower commits up to its own last entry, matched or not",
-        _edit(_append, "_on_append", "min(m.commit_index, match)", "min(m.commit_index, self.last_index)"),
-    ),
-    Plant(
         "cut-what-is-equal",
         "a follower cuts its log at every append, equal or not, committed or not",
         _edit(
@@ -362,11 +357,6 @@ PLANTS: tuple[Plant, ...] = (
         "token-window-ignored",
         "a proposal that is asked again is applied again",
         _put(raft.ledger_tokens.Tokens, "recall", lambda self, proposer, sequence, commands: None),
-    ),
-    Plant(
-        "time-counts-twice",
-        "each new timekeeper adds the time that its predecessor has added already",
-        _rule("advance", "Advance", "if takes_over:", "if False:", raft.ledger_sessions),
     ),
     # --- time and leases ----------------------------------------------------------------------------------------
     Plant(

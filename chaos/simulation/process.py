@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CLUSTER_ID = "51" * 16
-SESSION_MS, HEARTBEAT_MS, MARGIN_MS, TESTIMONY_MS = 1500, 300, 500, 600
+SESSION_MS, HEARTBEAT_MS, MARGIN_MS, TESTIMONY_MS = 2200, 350, 1100, 600
+# The margin covers one step of ledger time (advance_ms_max=1000), which may fall between a heartbeat and its lapse.
 
 
 class NodeLog:
@@ -58,7 +59,7 @@ class _Writer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
 
-    def _write(self, act: Callable[..., T], *args: Any) -> T:
+    def _write(self, name: str, act: Callable[..., T], *args: Any) -> T:
         process = self._process
         world = process.world
         if process.loop.dead:
@@ -70,25 +71,25 @@ class _Writer:
             act(*args)
             raise UnknownAppend("simulated: stored, and the answer was lost")
         result = act(*args)
-        if process.log_writes_left:
-            process.log_writes_left -= 1
-            if not process.log_writes_left:
-                process.die()
-                raise Killed
+        if world.kill_after_write == name:
+            world.kill_after_write = ""
+            world.witness.note(process.name, "KILL", None, f"after its {name}")
+            process.die()
+            raise Killed
         return result
 
     def append(self, batches: Any) -> Any:
-        return self._write(self._process.world.append, batches)
+        return self._write("append", self._process.world.append, batches)
 
     def commit(self, positions: Any) -> None:
         self._process.world.witness.committing(self._process.name, dict(positions))
-        self._write(self._log.commit, positions)
+        self._write("commit", self._log.commit, positions)
 
     def put_aside(self, tasks: Any) -> None:
-        self._write(self._log.put_aside, tasks)
+        self._write("put_aside", self._log.put_aside, tasks)
 
     def drop_aside(self, tasks: Any) -> None:
-        self._write(self._log.drop_aside, tasks)
+        self._write("drop_aside", self._log.drop_aside, tasks)
 
 
 class NoHistory:
@@ -156,7 +157,6 @@ class Process:
         self.transport: SimulatedTransport | None = None
         self.on_wake: Callable[[frozenset[int] | None], None] | None = None
         self.service: Service | None = None
-        self.log_writes_left = 0
         self.files_left = 0
         machine.files.before_step = self._file_step
 

@@ -61,6 +61,8 @@ class Witness:
         self._log = log
         self.processes: dict[str, Process] = {}
         self._most_slack_ms = 0.0
+        self._tokens: set[tuple[int, int]] = set()
+        self._words: set[tuple[TaskId, int, int]] = set()
         self._ledger_ms = 0
 
     @property
@@ -98,10 +100,34 @@ class Witness:
                 self.violated(11, f"{node} applies index {index} for the first time, after {self.highest}")
             self.highest = max(self.highest, index)
             if not effects.repeated:
+                self._once(effects)
                 self._decided(effects, ledger)
             self._time_passed(ledger.now_ms)
         if index % DIGEST_EVERY == 0:
             self.digest(node, index, ledger)
+
+    def _once(self, effects: c.Effects) -> None:
+        """What is asked again under its token is not applied again; words of witnesses count once."""
+        proposal = effects.proposal
+        token = (proposal.proposer, proposal.sequence)
+        if proposal.commands and token in self._tokens:
+            self.violated(3, f"the proposal {token} is applied a second time, at index {effects.index}")
+        self._tokens.add(token)
+        said = [command.incarnation for command in proposal.commands if isinstance(command, c.Testify)]
+        rules = [command for command in proposal.commands if isinstance(command, c.Rule) and command.fence]
+        for event in effects.events:
+            if isinstance(event, c.Testified) and len(said) == len(proposal.commands) == 1:
+                for task_id in event.ids:
+                    word = (task_id, event.fence, said[0])
+                    if word in self._words:
+                        self.violated(
+                            9, f"{id_text(task_id)}: incarnation {said[0]} testifies twice", task_id
+                        )
+                    self._words.add(word)
+            if isinstance(event, c.Resolved) and len(rules) == len(proposal.commands) == 1:
+                if event.fence != rules[0].fence:
+                    text = f"a ruling on fence {rules[0].fence} closes the suspect of fence {event.fence}"
+                    self.violated(5, text, *event.ids)
 
     def digest(self, node: str, index: int, ledger: Ledger) -> None:
         digest = ledger.digest()
@@ -193,8 +219,8 @@ class Witness:
         self.note(machine.name, "EFFECT", task_id, f"fence {work.fence} pid {pid}")
         self.history.effects.append(h.Effect(task_id, work.fence, pid, self.t_ns))
         life = self.lives.get(task_id)
-        if life is not None and life.fence > work.fence:
-            what = f"takes effect under fence {work.fence}, and {life.fence} was granted since"
+        if life is not None and (life.state is not State.CLAIMED or life.fence != work.fence):
+            what = f"takes effect under fence {work.fence}, and is {life.state.value} ({life.fence})"
             self.violated(5, f"{id_text(task_id)} {what}: a zombie", task_id)
 
     # --- the task log -------------------------------------------------------------------------------------------
