@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from node.cluster import http_token, read_secret
+from node.cluster import UNBORN, http_token, read_secret
 from node.config import ConfigError, NodeConfig
 from node.facade import NodeFacade
 from node.http.peers import PeerClient
@@ -106,6 +106,8 @@ def replica_config(config: NodeConfig, secret: bytes, tls: NodeTls | None = None
         },
         data_dir=config.data_dir / "raft",
         limits=journal_limits(config.journal_entries_max),
+        # Laid down when the cluster was made. Nodes that were set up by hand have none.
+        unborn=config.data_dir / UNBORN if (config.cluster_dir / "cluster.json").exists() else None,
         server_ssl=tls.link_server if tls and config.tls else None,
         client_ssl=tls.link_client if tls and config.tls else None,
     )

@@ -38,6 +38,12 @@ from node.config import (
 
 NODES_MAX = 9
 SECRET_BYTES = 32
+# Removed by the node when it has something to lose (raft/store.py).
+UNBORN = "unborn"
+UNBORN_TEXT = (
+    "This node has never held anything of its cluster. Do not make this file again: it would let a node that\n"
+    "lost its disk vote as if it had forgotten nothing.\n"
+)
 CERTS = "certs"  # the directory of the certificates, in the data directory
 HTTP_TLS_DEFAULT = True  # docs/security.md has the figures
 
@@ -152,6 +158,7 @@ def create(
         home = directory / "nodes" / name
         home.mkdir(parents=True, exist_ok=True)
         write_atomically(home / "node.toml", _node_toml(name, settings or {}))
+        write_atomically(home / UNBORN, UNBORN_TEXT)
     # Last: a directory with cluster.json is whole.
     write_atomically(directory / "cluster.json", json.dumps(content, indent=2) + "\n")
     return open_cluster(directory)

@@ -77,7 +77,9 @@ class Replica:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._seen: tuple[object, ...] = ()
-        self._mark_ready = mark_ready or (None if open_store else partial(mark_initialised, config.data_dir))
+        self._mark_ready = mark_ready or (
+            None if open_store else partial(mark_initialised, config.data_dir, unborn=config.unborn)
+        )
         self._background: set[asyncio.Future[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._proposals: Proposals | None = None

@@ -21,6 +21,9 @@ class ReplicaConfig:
     """The voters but for this node, and where each is dialled."""
     data_dir: Path
     role: str = VOTER
+    unborn: Path | None = None
+    """A file outside of ``data_dir`` that stands as long as this replica has never held anything (raft/store.py).
+    None: nobody laid it down, and only ``data_dir`` can tell."""
     observers: tuple[str, ...] = ()
     """Ids of the observers that may connect."""
     timings: Timings = field(default_factory=Timings)

@@ -9,6 +9,10 @@ acknowledged. A cluster of one has nobody to learn from: there the damage is rai
 A file ``initialised`` beside the store tells a new replica from one whose store was deleted: the latter has
 forgotten its votes too. It is written once the store holds something durable, never before: a power loss in the
 first moments of a cluster leaves empty stores, and those are new ones.
+
+That file is lost with the store's whole directory. So whoever makes a cluster may lay down, outside of it, a file
+that says the opposite: this replica has never held anything (``ReplicaConfig.unborn``). It is removed at the same
+moment; an empty store without it has lost what it had, be it a directory or the whole disk.
 """
 
 from __future__ import annotations
@@ -59,12 +63,18 @@ def _open(config: ReplicaConfig, files: Files) -> tuple[Journal, SnapshotStore]:
         if header is not None:
             snapshots.load()  # the body's checksum too: the engine would find out when nothing can be healed
         empty = not len(journal) and not journal.getCurrentTerm() and header is None
-        if empty and not journal.rejoining and files.exists(f"{config.data_dir}/{INITIALISED}"):
+        if empty and not journal.rejoining and _was_used(config, files):
             raise StoreLost(f"{config.data_dir / 'journal'} is empty, and this replica was in use before")
     except BaseException:
         journal.close()
         raise
     return journal, snapshots
+
+
+def _was_used(config: ReplicaConfig, files: Files) -> bool:
+    if files.exists(f"{config.data_dir}/{INITIALISED}"):
+        return True
+    return config.unborn is not None and not files.exists(os.fspath(config.unborn))
 
 
 def _move_aside(config: ReplicaConfig, files: Files) -> str:
@@ -76,15 +86,21 @@ def _move_aside(config: ReplicaConfig, files: Files) -> str:
     return moved
 
 
-def mark_initialised(directory: str | os.PathLike[str], files: Files = OS_FILES) -> None:
+def mark_initialised(
+    directory: str | os.PathLike[str],
+    files: Files = OS_FILES,
+    unborn: str | os.PathLike[str] | None = None,
+) -> None:
     """To be called when the replica has caught up: then it has a term, and entries, on its disk."""
     directory = os.fspath(directory)
     marker = f"{directory}/{INITIALISED}"
-    if files.exists(marker):
-        return
-    file = files.open(marker, create=True)
-    try:
-        file.fsync()
-    finally:
-        file.close()
-    files.sync_directory(directory)
+    if not files.exists(marker):
+        file = files.open(marker, create=True)
+        try:
+            file.fsync()
+        finally:
+            file.close()
+        files.sync_directory(directory)
+    if unborn is not None and files.exists(os.fspath(unborn)):
+        files.unlink(os.fspath(unborn))
+        files.sync_directory(os.path.dirname(os.fspath(unborn)))

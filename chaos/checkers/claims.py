@@ -79,7 +79,7 @@ def _lease_ends(history: History) -> dict[tuple[str, int], list[tuple[int, int]]
 
 
 def no_effect_after_the_claim_was_lost(history: History) -> list[str]:
-    """5: once the ledger had made a claim a suspect, nothing takes effect under its fence: work was stopped before."""
+    """5: once a claim was made a suspect nothing takes effect under its fence: work had been stopped before."""
     return [
         f"{id_text(id_)}: took effect under fence {fence} {late_ns / MS:.1f} ms after that claim was lost"
         for id_, fence, late_ns in late_effects(history)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chaos.faults import Fault
+from chaos.scenarios.evidence import applied_by
 from chaos.scenarios.nodes import eventually
 from chaos.scenarios.run import Scenario
 from chaos.scenarios.stage import S, Stage
@@ -176,6 +177,30 @@ def node_replaced(stage: Stage) -> None:
     _damaged(stage, "node replaced", wipe)
 
 
+def disk_lost(stage: Stage) -> None:
+    """The only two that have the newest entries are the leader and a follower; that one loses its disk, the leader
+    is down. The third one, which is behind, must not be elected by a voter that has forgotten everything."""
+    nodes = stage.nodes
+    leader = nodes.leader()
+    behind, forgetful = stage.random.sample(nodes.followers(), 2)
+    with stage.during(nodes.killed(behind)):
+        stage.flow(80)
+        with nodes.faults.standing(nodes.killed(leader)):
+            nodes.kill(forgetful)
+            shutil.rmtree(nodes.raft_dir(forgetful))
+            nodes.start(behind, forgetful)
+            for _ in range(30):
+                led = [node for node, (role, _) in nodes.roles().items() if role == "leader"]
+                stage.expect(not led, f"{led} leads by the vote of {forgetful}, which had lost its disk")
+                if led:
+                    break
+                stage.hold(0.1)
+    nodes.wait_up()
+    stage.notes.append(
+        f"{behind} was behind, {forgetful} lost its disk, {leader} was down: nobody led for 3 s"
+    )
+
+
 def far_behind(stage: Stage) -> None:
     """A follower is down for longer than the others keep their journals."""
     nodes = stage.nodes
@@ -190,7 +215,12 @@ def far_behind(stage: Stage) -> None:
 
         eventually("600 entries are applied without it", gone, pause_s=0.1)
     nodes.wait_up()
-    stage.notes.append(f"{node} was 600 entries behind; the others keep 200")
+    applied = applied_by(nodes.witness_path(node))
+    missing = sum(index not in applied for index in range(began, began + 600))
+    stage.expect(
+        missing > 300, f"{node} applied all but {missing} of 600 entries one by one: no snapshot came"
+    )
+    stage.notes.append(f"{node} was 600 entries behind; {missing} of them came as a snapshot")
 
 
 DISKS = (
@@ -238,6 +268,14 @@ DISKS = (
         "full resync, equal digest",
         far_behind,
         settings=FAR_BEHIND,
+    ),
+    Scenario(
+        36,
+        "disk-lost",
+        "one node loses its disk, another is down, the third is behind",
+        "nobody leads before the one that is down is back",
+        disk_lost,
+        smoke=True,
     ),
     Scenario(
         36,

@@ -80,6 +80,11 @@ def _said(path: Path) -> Iterator[Said]:
                 continue  # cut short by a full disk: the account has a hole there
 
 
+def applied_by(path: Path) -> set[int]:
+    """The indices that a node applied one by one; not those that a snapshot brought."""
+    return {each.index for each in _said(path) if each.kind == "applied"}
+
+
 def _operations(said: list[Said]) -> Iterator[h.Operation]:
     calls = {(e.process, e.op, type(e.command)): e for e in said if e.kind == "call"}
     for each in said:
