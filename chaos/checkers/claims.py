@@ -47,11 +47,10 @@ def effects_happen_under_committed_claims(history: History) -> list[str]:
 def starts_follow_their_claims(history: History) -> list[str]:
     """4: a handler is entered only after its claim was committed, and inside the lease of the claim's session."""
     wrong = []
-    heard = {
-        (each.id, each.fence): each
-        for each in history.operations
-        if each.kind == "CLAIM" and each.outcome is Outcome.GRANTED and each.returned_ns
-    }
+    heard: dict[tuple[TaskId, int], h.Operation] = {}
+    for each in sorted(history.operations, key=lambda one: one.returned_ns):
+        if each.kind == "CLAIM" and each.outcome is Outcome.GRANTED and each.returned_ns:
+            heard.setdefault((each.id, each.fence), each)  # asked again, a session hears the same fence again
     ends = _lease_ends(history)
     for start in history.starts:
         claim = heard.get((start.id, start.fence))

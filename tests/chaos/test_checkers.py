@@ -280,6 +280,13 @@ def test_a_history_that_was_read_back_is_judged_alike(tmp_path: Path) -> None:
         assert wrong(lines.read(path)) == wrong(history), plant.__name__
 
 
+def test_a_claim_that_was_asked_for_twice_may_start_after_its_first_answer() -> None:
+    history = good()
+    again = h.Operation("n1/1", 8, "CLAIM", 1, 101, 2 * S + 1, 3 * S + 9, 10, None, Outcome.GRANTED)
+    history.operations.append(again)
+    assert wrong(history) == {}
+
+
 def test_where_the_sink_stands_around_a_handler_an_effect_may_be_untold() -> None:
     history = good()
     effect_lost(history)

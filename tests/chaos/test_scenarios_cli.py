@@ -59,6 +59,12 @@ def test_a_seed_that_is_no_number_is_refused(tmp_path: Path) -> None:
     assert "--seed" in told["error"]
 
 
+def test_nothing_to_measure_is_refused(tmp_path: Path) -> None:
+    for arguments in (("--kills", "0", "--pauses", "0"), ("--kills", "-1")):
+        code, told = chaos(tmp_path, "measure", *arguments)
+        assert (code, "kills" in told["error"]) == (2, True)
+
+
 def test_without_toxiproxy_it_says_how_to_get_it(tmp_path: Path) -> None:
     nothing = {"PATH": "/nowhere", "XDG_CACHE_HOME": str(tmp_path), "ONCEKEEPER_TOXIPROXY": ""}
     code, told = chaos(tmp_path, "run", "leader-killed", env=nothing)
