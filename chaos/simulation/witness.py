@@ -124,10 +124,10 @@ class Witness:
                             9, f"{id_text(task_id)}: incarnation {said[0]} testifies twice", task_id
                         )
                     self._words.add(word)
-            if isinstance(event, c.Resolved) and len(rules) == len(proposal.commands) == 1:
-                if event.fence != rules[0].fence:
-                    text = f"a ruling on fence {rules[0].fence} closes the suspect of fence {event.fence}"
-                    self.violated(5, text, *event.ids)
+            alone = len(rules) == len(proposal.commands) == 1
+            if isinstance(event, c.Resolved) and alone and event.fence != rules[0].fence:
+                text = f"a ruling on fence {rules[0].fence} closes the suspect of fence {event.fence}"
+                self.violated(5, text, *event.ids)
 
     def digest(self, node: str, index: int, ledger: Ledger) -> None:
         digest = ledger.digest()
@@ -149,12 +149,14 @@ class Witness:
 
     def _decided(self, effects: c.Effects, ledger: Ledger) -> None:
         t_ns = self.t_ns
-        for command in effects.proposal.commands:
-            if isinstance(command, c.Settle):
-                for settlement in command.settlements:
-                    if settlement.result is c.Result.RETRY and settlement.delay_ms:
-                        for task_id in settlement.ids:
-                            self.retry_due_ms[task_id] = ledger.now_ms + settlement.delay_ms
+        delays = {
+            (task_id, settlement.fence): settlement.delay_ms
+            for command in effects.proposal.commands
+            if isinstance(command, c.Settle)
+            for settlement in command.settlements
+            if settlement.result is c.Result.RETRY and settlement.delay_ms
+            for task_id in settlement.ids
+        }
         for decision in decisions_of(effects):
             self.history.decisions.append(decision)
             life = self.life(decision.id)
@@ -165,6 +167,10 @@ class Witness:
                 if life.state is State.WAITING and ledger.now_ms < due:
                     text = f"claimed at {ledger.now_ms} ms of ledger time; its retry is due at {due}"
                     self.violated(12, f"{id_text(decision.id)}: {text}", decision.id)
+            retry = isinstance(decision, h.Settled) and decision.result is c.Result.RETRY
+            if retry and life.state is State.CLAIMED and life.fence == decision.fence:
+                # What closes the claim, that is: a late one is fenced, and delays nobody.
+                self.retry_due_ms[decision.id] = ledger.now_ms + delays.get((decision.id, decision.fence), 0)
             wrong = len(life.wrong)
             life.on(decision)
             self.events.append(
