@@ -439,6 +439,11 @@ PLANTS: tuple[Plant, ...] = (
         _edit(_coordinator, "_route", "if piece.batch.due_ms and wait_ms > 0:", "if False:"),
     ),
     Plant(
+        "due-time-looked-at-once",
+        "how long to wait for a due time is computed once, by whatever the wall clock says then (found by seed 79)",
+        _edit(_coordinator, "_route", "min(wait_ms, DUE_LOOK_MS)", "wait_ms"),
+    ),
+    Plant(
         "dead-before-aside",
         "a dead letter is settled before its message is put aside",
         _edit(

@@ -167,10 +167,8 @@ class Witness:
                 if life.state is State.WAITING and ledger.now_ms < due:
                     text = f"claimed at {ledger.now_ms} ms of ledger time; its retry is due at {due}"
                     self.violated(12, f"{id_text(decision.id)}: {text}", decision.id)
-            retry = isinstance(decision, h.Settled) and decision.result is c.Result.RETRY
-            if retry and life.state is State.CLAIMED and life.fence == decision.fence:
-                # What closes the claim, that is: a late one is fenced, and delays nobody.
-                self.retry_due_ms[decision.id] = ledger.now_ms + delays.get((decision.id, decision.fence), 0)
+            if isinstance(decision, h.Settled):
+                self._retried(decision, life, ledger.now_ms, delays.get((decision.id, decision.fence), 0))
             wrong = len(life.wrong)
             life.on(decision)
             self.events.append(
@@ -187,6 +185,11 @@ class Witness:
                     self._lapsed(event)
                 text = f"{event.node} session {event.session} incarnation {event.incarnation}{why}"
                 self.note("ledger", type(event).__name__.upper(), None, f"{effects.index}: {text}")
+
+    def _retried(self, settled: h.Settled, life: Life, now_ms: int, delay_ms: int) -> None:
+        # Only what closes the claim: a late settle is fenced, and delays nobody.
+        if settled.result is c.Result.RETRY and life.state is State.CLAIMED and life.fence == settled.fence:
+            self.retry_due_ms[settled.id] = now_ms + delay_ms
 
     def _lapsed(self, event: c.SessionClosed) -> None:
         """A session may lapse only when its node, by its own clock, has stopped already."""
