@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 from oncekeeper.errors import LogUnusable
@@ -55,7 +56,7 @@ def connect(file: Path, create: bool) -> sqlite3.Connection:
             raise LogUnusable(f"{file}: not a task log")  # before a pragma writes to somebody's file
         # Page size counts for a new file only. Rows are tens of kilobytes: fewer, larger pages.
         database.execute("PRAGMA page_size = 8192")
-        database.execute("PRAGMA journal_mode = WAL")
+        _to_wal(database)
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA cache_size = -4096")
         database.execute("PRAGMA mmap_size = 0")  # an I/O error must be an error, not a SIGBUS
@@ -65,6 +66,20 @@ def connect(file: Path, create: bool) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def _to_wal(database: sqlite3.Connection) -> None:
+    """A new file changes to WAL alone, and SQLite does not wait for that turn: it says "locked" at once."""
+    deadline = time.monotonic() + CONNECT_TIMEOUT_S
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 def prepare(
