@@ -184,6 +184,16 @@ PLANTS: tuple[Plant, ...] = (
         "after a failed sync the journal goes on as if nothing had been lost",
         _edit(raft.journal.Journal, "sync", 'self._fail(f"writing {segments.path}", error)', "pass"),
     ),
+    Plant(
+        "doubtful-tail-believed",
+        "a tail whose sync may have failed is believed at the next start, and not written anew",
+        _edit(
+            raft.journal_segments.Segments,
+            "resume",
+            "self._file.pwrite(found.doubtful, found.proven_end)",
+            "pass",
+        ),
+    ),
     # --- replication --------------------------------------------------------------------------------------------
     Plant(
         "cut-what-is-equal",
