@@ -81,9 +81,7 @@ def disk_full(stage: Stage) -> None:
         others = tuple(each for each in nodes.names if each != node)
         nodes.leader(others)
         stage.flow()
-        stage.notes.append(
-            f"{node} {'goes on without its disk' if nodes.is_running(node) else 'stopped, as it must'}"
-        )
+        eventually(f"{node} stops: it can promise nothing any more", lambda: not nodes.is_running(node))
     nodes.wait_up()
 
 
@@ -232,9 +230,7 @@ DISKS = (
         clocks_jump,
         needs=no_compiler,
     ),
-    Scenario(
-        22, "disk-full", "no file of the leader may grow", "claims are refused there, others go on", disk_full
-    ),
+    Scenario(22, "disk-full", "no file of the leader may grow", "it stops, the others go on", disk_full),
     Scenario(
         23,
         "disk-slow",

@@ -265,6 +265,10 @@ class Nodes:
         wanted = nodes or self.running()
 
         def all_take_work() -> bool:
+            for node in wanted:
+                if not self.is_running(node):
+                    log = (self.cluster.node_dir(node) / "node.log").read_text("utf-8", "replace")
+                    raise NotInTime(f"{node} ended while it should take work: {log[-500:]}")
             answers = [self.ask(node, "/v1/status?local=1") for node in wanted]
             return all(each and each["takes_work"] for each in answers)
 
