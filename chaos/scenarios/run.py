@@ -19,7 +19,7 @@ from chaos.scenarios.evidence import gather
 from chaos.scenarios.load import OWN, Kind, Load
 from chaos.scenarios.nodes import Nodes, NotInTime, Target
 from chaos.scenarios.stage import Bound, Stage
-from chaos.toxiproxy import Toxiproxy, find_server
+from chaos.toxiproxy import Toxiproxy, ToxiproxyFailed, find_server
 
 IDLE_S = 120.0
 
@@ -147,7 +147,7 @@ def _play_on(nodes: Nodes, run: Run, plan: Plan) -> None:
         finally:
             load.stop()
         status = nodes.wait_idle(IDLE_S)
-    except NotInTime as error:
+    except (NotInTime, ToxiproxyFailed) as error:
         run.wrong.append(str(error))
         return
     gather(nodes, status)
