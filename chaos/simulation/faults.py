@@ -374,6 +374,8 @@ class Faults:
         away: list[Healer] = []
 
         def turn() -> None:
+            if world.scheduler.now >= until:
+                return  # healed already
             others = [forgetful, *laggards]
             away.append(self._cut([pair for a in keepers for b in others for pair in ((a, b), (b, a))]))
             process = self._process(forgetful)
@@ -382,12 +384,13 @@ class Faults:
             world.machines[forgetful].raft_store_deleted()
             behind()
             back()
-            for a in keepers:
+            for a in keepers:  # those paths that were cut twice and have been healed once
                 for b in others:
                     world.network.cut(a, b)
                     world.network.cut(b, a)
 
-        world.scheduler.after(0.1 + 0.4 * self.random.random(), world.driver, turn)
+        left_s = until - world.scheduler.now
+        world.scheduler.after(left_s * (0.2 + 0.4 * self.random.random()), world.driver, turn)
 
         def heal() -> None:
             behind()
@@ -414,6 +417,8 @@ class Faults:
             world.scheduler.after(0.0012, world.driver, end, process, candidate)
 
         def end(process: Process, candidate: str) -> None:
+            if world.network.on_vote is None and world.scheduler.now >= until:
+                return
             process.die()
             cuts.append(self._cut([(candidate, process.name), (process.name, candidate)]))
             world.scheduler.after(0.01, world.driver, world.start, process.name)
