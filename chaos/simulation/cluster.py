@@ -49,6 +49,7 @@ EPOCH_MS = 1_700_000_000_000
 HEALED_S = 40.0
 """How long after the last fault was healed everything must have ended."""
 LOOK_S = 0.1
+COLLECT_EVERY = 8
 
 
 def _handler(name: str, kind: str, on_doubt: str, retries: int = 3, ttr_ms: int = 3000) -> HandlerInfo:
@@ -443,3 +444,5 @@ def run_seed(seed: int, options: Options | None = None, plant: Callable[[], Any]
     finally:
         if collecting:
             gc.enable()
+        if seed % COLLECT_EVERY == 0:
+            gc.collect()  # a cluster is one large knot, which nothing else would untie in time
