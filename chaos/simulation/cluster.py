@@ -50,6 +50,8 @@ HEALED_S = 40.0
 """How long after the last fault was healed everything must have ended."""
 LOOK_S = 0.1
 COLLECT_EVERY = 8
+STEPS_MAX = 200_000
+"""A run takes some thousands; one that is stuck for its 40 s some ten thousands."""
 
 
 def _handler(name: str, kind: str, on_doubt: str, retries: int = 3, ttr_ms: int = 3000) -> HandlerInfo:
@@ -285,6 +287,9 @@ class Cluster:
     def _look(self, _: float) -> None:
         """Whether all has ended; the run ends then, or with the bound."""
         now = self.scheduler.now
+        if self.scheduler.steps > STEPS_MAX:
+            self.witness.violated(13, f"{self.scheduler.steps:,} steps in {now:.1f} s: something spins")
+            return
         if now > self.faults.healed_s and self.clients.quiet:
             open_ids = self._open()
             if not open_ids and self._caught_up():
