@@ -121,13 +121,14 @@ def test_a_worker_that_dies_leaves_one_task_in_doubt_and_is_replaced(
             await it.run("bad.nothing", b"{}")
             ends = await it.run("bad.leave", body(how=""), body(how=how), body(how=""), body(how=""))
             if how == "close":
-                # It goes on until it must speak, and what it did meanwhile stands in the journal.
+                # It goes on until it must speak, and what it did meanwhile stands in the journal. The first may
+                # have been told in time: what is finished is told every few milliseconds.
                 assert [end.ended for end in ends] == [DONE] * 4
-                assert all("the result was lost" in end.error for end in ends)
+                assert all("the result was lost" in end.error for end in ends[1:])
             else:
                 assert [end.ended for end in ends] == [DONE, CRASHED, NOT_STARTED, NOT_STARTED]
                 assert why in ends[1].error
-                assert "the result was lost with its worker" in ends[0].error
+                assert ends[0].error == "" or "the result was lost with its worker" in ends[0].error
             assert await it.states("bad.nothing", b"{}") == [DONE]
             ended = [event for event in it.events if isinstance(event, WorkerEnded)]
             assert [event.in_doubt for event in ended] == [0 if how == "close" else 1]
