@@ -162,6 +162,10 @@ class Witness:
             life = self.life(decision.id)
             if isinstance(decision, h.Cancelled | h.Revived):
                 self.retry_due_ms.pop(decision.id, None)
+            if isinstance(decision, h.Revived):
+                self.cancelled.discard(
+                    decision.id
+                )  # whenever its canceller hears: somebody wants it after all
             if isinstance(decision, h.Claimed):
                 due = self.retry_due_ms.pop(decision.id, 0)
                 if life.state is State.WAITING and ledger.now_ms < due:
