@@ -88,7 +88,7 @@ SETTINGS = {
     "partitions": Setting("partitions of the embedded log", 1, 4096, shared=True),
     "bloom_seed": Setting("seed of the Bloom filter; drawn for each cluster", 0, 2**32 - 1, shared=True),
     "consumes": Setting("whether this node takes tasks from the log"),
-    "session_timeout_ms": Setting("ledger time without a heartbeat until the session lapses", 200, 600_000),
+    "session_timeout_ms": Setting("ledger time without a heartbeat until the session lapses", 200, 590_000),
     "heartbeat_ms": Setting("time between heartbeats of the session", 20, 200_000),
     "fence_margin_ms": Setting("how long before its session can lapse a node stops its work", 10, 600_000),
     "cpu_workers": Setting("processes for CPU handlers; -1: the cores, shared by the nodes here", -1, 1024),

@@ -21,6 +21,7 @@ from node.lease import Lease
 from node.parts import Clock
 from node.proposer import Proposer
 from raft.commands import Gone, Heartbeat, Join, Joined, Leave, Rejected, Renewed
+from raft.ledger_state import LedgerSettings
 
 _log = logging.getLogger("oncekeeper.session")
 
@@ -110,9 +111,10 @@ class SessionKeeper:
     async def _join(self) -> None:
         config = self._config
         sent_ms = self._clock.lease_ms()
-        join = Join(
-            config.node_id, self.incarnation, config.session_timeout_ms, config.consumes, str(config.http)
-        )
+        # One step of the ledger's clock more: an Advance that comes after a heartbeat may count time that had
+        # passed before it, and the session must not lapse before what the lease is measured by.
+        timeout_ms = config.session_timeout_ms + LedgerSettings().advance_ms_max
+        join = Join(config.node_id, self.incarnation, timeout_ms, config.consumes, str(config.http))
         effects = await self._proposer.propose((join,))
         match effects.answers[0]:
             case Joined(session, _):
