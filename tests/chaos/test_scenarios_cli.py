@@ -17,6 +17,7 @@ from chaos.faults import Fault, Faults
 from chaos.history import History
 from chaos.scenarios.catalog import CATALOG, chosen
 from node.supervisor import child_environment
+from tests.support.ctrl_c import listen_to_ctrl_c
 
 COMMAND = [sys.executable, "-P", "-c", "from node.cli import main; main()", "chaos"]
 
@@ -139,6 +140,7 @@ def test_ctrl_c_heals_every_fault_and_ends_every_process(tmp_path: Path) -> None
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=listen_to_ctrl_c,
     )
     try:
         wait(lambda: len(marked(mark)) >= 5, "the run, Toxiproxy and three nodes are there")

@@ -11,6 +11,7 @@ import pytest
 
 from node.cluster import exists, open_cluster
 from node.supervisor import child_environment
+from tests.support.ctrl_c import listen_to_ctrl_c
 
 DEMO = [sys.executable, "-c", "from node.cli import main; main()", "demo"]
 
@@ -19,11 +20,6 @@ def start(*arguments, **options):
     return subprocess.Popen(
         [*DEMO, *arguments], env=child_environment(), preexec_fn=listen_to_ctrl_c, **options
     )
-
-
-def listen_to_ctrl_c():
-    """A shell that runs the tests in the background has SIGINT ignored, and what is ignored is inherited."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def until(condition, what, seconds=60.0):
