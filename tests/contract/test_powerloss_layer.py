@@ -129,7 +129,13 @@ SQLITE = """
     import os, sqlite3
     acks = os.open("acks-{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     db = sqlite3.connect("tasks.db", timeout=30, isolation_level=None)
-    db.execute("pragma journal_mode=wal"); db.execute("pragma synchronous={synchronous}")
+    while True:
+        try:
+            db.execute("pragma journal_mode=wal")
+            break
+        except sqlite3.OperationalError:  # the change to WAL does not wait for the other process, which makes it too
+            pass
+    db.execute("pragma synchronous={synchronous}")
     db.execute("pragma wal_autocheckpoint=20")
     db.execute("create table if not exists t (name text, n integer, pad text)")
     for n in range(60):
