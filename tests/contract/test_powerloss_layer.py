@@ -133,7 +133,7 @@ SQLITE = """
         try:
             db.execute("pragma journal_mode=wal")
             break
-        except sqlite3.OperationalError:  # the change to WAL does not wait for the other process, which makes it too
+        except sqlite3.OperationalError:  # it does not wait for the other process, which does the same
             pass
     db.execute("pragma synchronous={synchronous}")
     db.execute("pragma wal_autocheckpoint=20")
