@@ -27,13 +27,18 @@ def record(path: str, what: str) -> None:
     os.close(fd)
 
 
+def descriptors() -> list[int]:
+    """All but the standard three. Our socket's number is the one it had in the parent, who may have many open."""
+    return [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2]
+
+
 def write_to_sockets(data: bytes) -> None:
-    for fd in range(3, 64):
+    for fd in descriptors():
         try:
             if stat.S_ISSOCK(os.fstat(fd).st_mode):
                 os.write(fd, data)
         except OSError:
-            continue  # there is no such descriptor
+            continue  # it was the listing's own, and is closed
 
 
 @app.task(kind="cpu", on_doubt="rerun")
@@ -66,7 +71,7 @@ def leave(how: str) -> None:
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "close":
-        os.closerange(3, 64)
+        os.closerange(3, max(descriptors()) + 1)
     if how in ("scribble", "lie"):
         report = Report(999, (Part(0, 1, Ended.DONE),), 0, 0, 0, 0)
         write_to_sockets(b"\xff\xff\xff\xff" if how == "scribble" else encode(Reported((report,))))
