@@ -36,7 +36,7 @@ from node.settling import Closing, Closings, make_work, retry_delay_ms
 from node.undecodable import Undecodables
 from node.views import CoordinatorSettings, LedgerReads, PartitionView
 from node.workers.port import Ended, HandlerInfo, Mode, Report
-from oncekeeper.log.port import Aside, Undecodable
+from oncekeeper.log.port import Aside, Gap, Undecodable
 from raft.commands import Answered, Claim, Command, Outcome, Result, Settle, Span
 
 DUE_LOOK_MS = 10_000
@@ -162,6 +162,9 @@ class Coordinator:
         if not self._partitions.was_read(event):
             return
         for item in event.items:
+            if isinstance(item, Gap):
+                self._partitions.passed(event.partition, item)
+                continue
             batch = self._undecodables.batch(item) if isinstance(item, Undecodable) else item.batch
             self._intake(Piece(event.partition, event.epoch, item.base, batch, 0, len(batch)))
 

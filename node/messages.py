@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from node.records_model import Attempt
 from node.workers.port import HandlerInfo, Report, Work
-from oncekeeper.log.port import Aside, Fetched, Undecodable
+from oncekeeper.log.port import Aside, Item
 from raft.commands import Answer, Command
 
 # --- events ---------------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ class WasRead:
 
     partition: int
     epoch: int
-    items: tuple[Fetched | Undecodable, ...]
+    items: tuple[Item, ...]
     next_offset: int
     exhausted: bool
 

@@ -16,6 +16,7 @@ from node import messages as m
 from node.offsets import Offsets
 from node.pieces import Piece
 from node.views import CoordinatorSettings, PartitionView
+from oncekeeper.log.port import Gap
 from raft.commands import Outcome
 
 
@@ -58,6 +59,10 @@ class Partitions:
         """The ledger has it executed, dead or cancelled, or it was put aside: it may be passed."""
         if self.is_ours(piece):
             self._owned[piece.partition].offsets.settle(piece.offset, piece.count)
+
+    def passed(self, number: int, gap: Gap) -> None:
+        """Nothing stands there."""
+        self._owned[number].offsets.settle(gap.base, gap.count)
 
     def moved(self) -> dict[int, int]:
         """The positions that moved since the last call."""

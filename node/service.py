@@ -43,7 +43,7 @@ from node.workers.events import (
 from node.workers.port import Report
 from oncekeeper.errors import LogUnusable
 from oncekeeper.log.cut import ROW_BYTES_MAX
-from oncekeeper.log.port import Aside, Undecodable, UnknownAppend, Unsent
+from oncekeeper.log.port import Aside, Fetched, Undecodable, UnknownAppend, Unsent
 from raft.commands import (
     Advance,
     Claim,
@@ -352,15 +352,14 @@ class Service:
             asyncio.get_running_loop().call_later(DISK_RETRY_MS / 1000, self._read, effect)
             return
         self.notes.pop("read", None)
-        next_offset = effect.offset
+        next_offset = items[-1].end if items else effect.offset
         count = size = 0
         for item in items:
+            tasks = item.end - item.base
             if isinstance(item, Undecodable):
-                tasks, size = item.count, size + len(item.raw)
-            else:
-                tasks = len(item.batch)
-                size += sum(map(len, item.batch.bodies)) if tasks < SMALL_READ_TASKS else 0
-            next_offset = item.base + tasks
+                size += len(item.raw)
+            elif isinstance(item, Fetched) and tasks < SMALL_READ_TASKS:
+                size += sum(map(len, item.batch.bodies))
             count += tasks
         # A read of a few small tasks was not cut short by its bounds: it saw the end, and need not be tried again
         # before somebody wakes us. (Should a row be so large that it was cut all the same: LOOK_MS.)

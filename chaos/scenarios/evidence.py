@@ -17,7 +17,7 @@ from dedup.executed import RETENTION_MS
 from dedup.ids import Ids, parse_id
 from node.config import load_config
 from oncekeeper.log.embedded import open_log
-from oncekeeper.log.port import Undecodable
+from oncekeeper.log.port import Fetched
 from raft.commands import Answered, Claim, Settle
 
 LOOKS = 3
@@ -193,11 +193,9 @@ def _log(nodes: Nodes) -> None:
             at = 0
             while at < end and (items := log.read(partition, at, READ_TASKS, 64 << 20)):
                 for item in items:
-                    if isinstance(item, Undecodable):
-                        at = item.base + item.count
-                        continue
-                    history.placed += _placed(item.partition, item.base, item.batch.ids)
-                    at = item.base + len(item.batch)
+                    at = item.end
+                    if isinstance(item, Fetched):
+                        history.placed += _placed(item.partition, item.base, item.batch.ids)
         for kind in ("dead", "suspect"):
             after = 0
             while page := log.aside(kind, after, 1000):

@@ -17,7 +17,6 @@ from node.workers.port import Ended, Mode, Part, Report, Work
 from node.workers.testimony import Evidence
 from oncekeeper.context import CurrentTask
 from oncekeeper.errors import AlreadyExecuted
-from oncekeeper.log.port import Undecodable
 from raft.commands import Fact, Heartbeat, Join, Joined, Testify, Testimony
 
 if TYPE_CHECKING:
@@ -135,9 +134,7 @@ class Member:
 
     def _read(self, effect: m.Read) -> None:
         items = self._cluster.log.read(effect.partition, effect.offset, effect.tasks_max, READ_BYTES_MAX)
-        end = effect.offset
-        for item in items:
-            end = item.base + (item.count if isinstance(item, Undecodable) else len(item.batch))
+        end = items[-1].end if items else effect.offset
         self._events.append(m.WasRead(effect.partition, effect.epoch, tuple(items), end, not items))
 
     # --- what it does when it is its turn ---------------------------------------------------------------------

@@ -155,11 +155,10 @@ def _read_on(log: TaskLog, start: tuple[int, int]) -> tuple[list[Fetched], str |
             if not items:
                 break
             for item in items:
-                count = len(item.batch) if isinstance(item, Fetched) else item.count
                 if isinstance(item, Fetched):
                     found.append(item)
-                looked += count
-                offset = item.base + count
+                looked += item.end - item.base
+                offset = item.end
     return found, None
 
 

@@ -31,7 +31,7 @@ from oncekeeper.envelope import BATCH_TASKS_MAX, TaskBatch, decode_batch, encode
 from oncekeeper.errors import InvalidTask, LogUnusable
 from oncekeeper.log.cut import cut
 from oncekeeper.log.embedded_file import connect, log_path, prepare
-from oncekeeper.log.port import Appended, Aside, Fetched, Located, Undecodable, UnknownAppend, Unsent
+from oncekeeper.log.port import Appended, Aside, Fetched, Item, Located, Undecodable, UnknownAppend, Unsent
 
 PARTITIONS_DEFAULT = 12
 PARTITIONS_MAX = 4096
@@ -279,11 +279,9 @@ class EmbeddedLog:
         with self._reading():
             return self._query(statement, values).fetchall()
 
-    def read(
-        self, partition: int, offset: int, tasks_max: int, bytes_max: int
-    ) -> list[Fetched | Undecodable]:
+    def read(self, partition: int, offset: int, tasks_max: int, bytes_max: int) -> list[Item]:
         low = partition << _SHIFT
-        found: list[Fetched | Undecodable] = []
+        found: list[Item] = []
         tasks = size = 0
         with self._reading():
             # The row that holds ``offset`` begins at or below it.

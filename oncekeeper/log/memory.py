@@ -10,7 +10,7 @@ from dedup.ids import Ids, TaskId
 from oncekeeper.envelope import TaskBatch, decode_batch, encode_batch
 from oncekeeper.errors import InvalidTask
 from oncekeeper.log.cut import cut
-from oncekeeper.log.port import Appended, Aside, Fetched, Located, Undecodable
+from oncekeeper.log.port import Appended, Aside, Fetched, Item, Located, Undecodable
 
 
 class MemoryLog:
@@ -49,11 +49,9 @@ class MemoryLog:
             appended.append(Appended(partition, base, count))
         return appended
 
-    def read(
-        self, partition: int, offset: int, tasks_max: int, bytes_max: int
-    ) -> list[Fetched | Undecodable]:
+    def read(self, partition: int, offset: int, tasks_max: int, bytes_max: int) -> list[Item]:
         rows = self._rows[partition]
-        found: list[Fetched | Undecodable] = []
+        found: list[Item] = []
         tasks = size = 0
         for base, count, _, message in rows[max(0, bisect_right(rows, offset, key=lambda row: row[0]) - 1) :]:
             if base + count <= offset:

@@ -31,6 +31,11 @@ class Fetched(msgspec.Struct, frozen=True):
     base: int
     batch: TaskBatch
 
+    @property
+    def end(self) -> int:
+        """The first offset after it."""
+        return self.base + len(self.batch)
+
 
 class Undecodable(msgspec.Struct, frozen=True):
     """Offsets whose content is no task message. The node gives it to dead letters and moves on."""
@@ -40,6 +45,27 @@ class Undecodable(msgspec.Struct, frozen=True):
     count: int
     raw: bytes
     reason: str
+
+    @property
+    def end(self) -> int:
+        return self.base + self.count
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """Offsets that hold no task and never will: a transaction's marker, or what compaction took away."""
+
+    partition: int
+    base: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        return self.base + self.count
+
+
+Item = Fetched | Undecodable | Gap
+"""What a read finds: each covers ``base .. base + its count - 1``, and the next one begins where it ends, but
+where retention has passed the reader."""
 
 
 class Aside(msgspec.Struct, frozen=True):
@@ -85,9 +111,7 @@ class TaskLog(Protocol):
         """
         ...
 
-    def read(
-        self, partition: int, offset: int, tasks_max: int, bytes_max: int
-    ) -> list[Fetched | Undecodable]:
+    def read(self, partition: int, offset: int, tasks_max: int, bytes_max: int) -> list[Item]:
         """What stands from ``offset`` on: whole batches, the first one cut to start at ``offset``.
 
         Ends before the batch that would exceed ``tasks_max`` or ``bytes_max``, but gives one if any is
