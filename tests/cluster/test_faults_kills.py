@@ -157,7 +157,7 @@ def test_a_node_paused_beyond_its_lease_comes_back_as_a_zombie_that_does_no_harm
             row["session"] for row in cluster.api(paused).get("/v1/nodes")["nodes"] if row["node"] == paused
         )
         others = tuple(node for node in cluster.nodes if node != paused)
-        cluster.signal(paused, signal.SIGSTOP)
+        cluster.pause(paused)
         try:
             # Its guard kills its workers, before its session can lapse: nothing of it is left that could act.
             for task_id in by_node[paused]:

@@ -29,6 +29,7 @@ from node.supervisor import child_environment, node_command
 from oncekeeper.client import Client
 from oncekeeper.envelope import TaskBatch
 from oncekeeper.log.embedded import open_log
+from oncekeeper.log.embedded_file import log_path
 from oncekeeper.log.port import Fetched, Undecodable
 from tests.support.real_sink import Sink
 
@@ -155,6 +156,25 @@ class RealCluster:
 
     def signal(self, node: str, number: signal.Signals) -> None:
         self._processes[node].send_signal(number)
+
+    def pause(self, node: str) -> None:
+        """SIGSTOP, at a moment at which the node is not writing the shared log.
+
+        A process that stands still within a write transaction of SQLite keeps everybody else's writes waiting: an
+        embedded log is one machine's, and there a stopped process is somebody's doing (docs/operations.md).
+        """
+        while True:
+            self.signal(node, signal.SIGSTOP)
+            log = sqlite3.connect(log_path(self.cluster.dir), timeout=2, isolation_level=None)
+            try:
+                log.execute("BEGIN IMMEDIATE")
+                log.execute("ROLLBACK")
+            except sqlite3.OperationalError:
+                self.signal(node, signal.SIGCONT)
+            else:
+                return
+            finally:
+                log.close()
 
     def pid(self, node: str) -> int:
         return self._processes[node].pid
