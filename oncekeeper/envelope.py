@@ -78,6 +78,19 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     submitted_ms: int = 0
     submitted_by: str = ""
 
+    def options(self) -> tuple[object, ...]:
+        """All but id, key and body: tasks that are alike in these make one batch."""
+        return (
+            self.queue,
+            self.handler,
+            self.ttr_ms,
+            self.due_ms,
+            self.attempt,
+            self.traceparent,
+            self.submitted_ms,
+            self.submitted_by,
+        )
+
 
 class _Wire(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     handler: str
@@ -299,29 +312,21 @@ def batches_of(messages: Iterable[Message]) -> list[TaskBatch]:
     return batches
 
 
-def _options(message: Message) -> tuple[object, ...]:
-    return (
-        message.queue,
-        message.handler,
-        message.ttr_ms,
-        message.due_ms,
-        message.attempt,
-        message.traceparent,
-        message.submitted_ms,
-        message.submitted_by,
-    )
-
-
 def _neighbours(one: Message, next_one: Message) -> bool:
     """Whether both fit one batch: alike but for id, key and body, and both keyed or consecutive."""
     if isinstance(one.id, int) and isinstance(next_one.id, int):
         adjacent = one.id + 1 == next_one.id
     else:
         adjacent = isinstance(one.id, bytes) and isinstance(next_one.id, bytes)
-    return adjacent and _options(one) == _options(next_one)
+    return adjacent and one.options() == next_one.options()
 
 
 # --- batches ------------------------------------------------------------------------------------------------
+
+
+def encode_header(batch: TaskBatch) -> bytes:
+    """What the tasks of a batch have in common, as a JSON object."""
+    return _encode(_header(batch))
 
 
 def _header(batch: TaskBatch) -> _Header:
