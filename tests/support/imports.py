@@ -37,6 +37,7 @@ PURE = (
     "node/testify.py",
     "node/undecodable.py",
     "node/views.py",
+    "node/wheel.py",
     "node/why.py",
     "node/workers/port.py",
     "oncekeeper/log/cut.py",
