@@ -182,15 +182,64 @@ class PutClass(msgspec.Struct, frozen=True, array_like=True, tag="K"):
     length: str  # "short" or "long"
 
 
+class Timetable(msgspec.Struct, frozen=True, array_like=True):
+    """When a schedule fires, and the task that each firing is. The ledger bounds it, and reads nothing in it."""
+
+    when: str  # a cron line, or "every 10s" (oncekeeper/schedules.py)
+    zone: str  # an IANA name; "" for an interval, which needs none
+    handler: str
+    queue: str
+    body: bytes  # a JSON text
+    ttr_ms: int = 0  # 0: the handler's own
+    catch_up: str = "latest"  # what becomes of missed firings: "none", "latest", "all"
+
+
 class PutSchedule(msgspec.Struct, frozen=True, array_like=True, tag="P"):
-    """``spec`` is opaque to the ledger; an empty one deletes the schedule."""
+    """Make a schedule, or change it. Who owns it alone may: the application's code, or people by hand.
+
+    Nothing that was due up to ``now_ms`` fires by a new ``when`` or ``zone``.
+    """
 
     name: str
-    spec: bytes
+    timetable: Timetable
+    owner: str  # "code" or "hand"
+    by: str
+    now_ms: int  # epoch, by the clock of whoever asks
+
+
+class DeleteSchedule(msgspec.Struct, frozen=True, array_like=True, tag="D"):
+    """Done too where there is none; Rejected where another owns it. What has fired still runs."""
+
+    name: str
+    owner: str
+    by: str = ""
+
+
+class PauseSchedule(msgspec.Struct, frozen=True, array_like=True, tag="U"):
+    """Fire no more, or again from ``now_ms`` on: what was due during a pause is not missed, it is not wanted."""
+
+    name: str
+    paused: bool
+    by: str
+    now_ms: int
 
 
 class Fire(msgspec.Struct, frozen=True, array_like=True, tag="F"):
-    """Record that a schedule fired for the time ``at_ms`` (epoch); answered Fired once, FiredBefore after."""
+    """A schedule fires for the time ``at_ms`` (epoch): Done once for a time, and Stale ever after.
+
+    The ledger keeps the firing, with the task that it is, until ``Launched`` says that this task is in the log: so
+    whoever leads next can finish what one that died has begun, and what the schedule says by then is no matter.
+    """
+
+    name: str
+    revision: int  # of the schedule as it was read
+    at_ms: int
+    runs: bool = True  # False: the time only passes, by catch_up
+    missed: int = 0  # firings that catch_up leaves out along with this one
+
+
+class Launched(msgspec.Struct, frozen=True, array_like=True, tag="N"):
+    """The firing's task is durably in the task log."""
 
     name: str
     at_ms: int
@@ -198,7 +247,7 @@ class Fire(msgspec.Struct, frozen=True, array_like=True, tag="F"):
 
 Command = (
     Join | Heartbeat | Leave | Advance | AllocateIds | Claim | Settle | Testify | Rule | Cancel | Revive
-    | PutQueue | PutClass | PutSchedule | Fire
+    | PutQueue | PutClass | PutSchedule | DeleteSchedule | PauseSchedule | Fire | Launched
 )  # fmt: skip
 
 
@@ -247,8 +296,8 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="d"):
     """Taken (Leave, Put..., Fire the first time)."""
 
 
-class FiredBefore(msgspec.Struct, frozen=True, array_like=True, tag="f"):
-    pass
+class Stale(msgspec.Struct, frozen=True, array_like=True, tag="f"):
+    """Nothing fired: it has for this time or a later one, or the schedule is gone, paused, or another by now."""
 
 
 class Rejected(msgspec.Struct, frozen=True, array_like=True, tag="r"):
@@ -257,7 +306,7 @@ class Rejected(msgspec.Struct, frozen=True, array_like=True, tag="r"):
     reason: str
 
 
-Answer = Joined | Renewed | Gone | Advanced | Allocated | Answered | Done | FiredBefore | Rejected
+Answer = Joined | Renewed | Gone | Advanced | Allocated | Answered | Done | Stale | Rejected
 
 
 # --- events: what applying a proposal changed, beyond its answers -----------------------------------------------
@@ -319,7 +368,16 @@ class QueueChanged(msgspec.Struct, frozen=True, array_like=True, tag="qc"):
     paused: bool
 
 
-Event = SessionOpened | SessionClosed | Suspected | Testified | Resolved | Freed | Deleted | QueueChanged
+class ScheduleChanged(msgspec.Struct, frozen=True, array_like=True, tag="sh"):
+    """It was put, changed, deleted, paused or resumed, or a firing of it was decided."""
+
+    name: str
+
+
+Event = (
+    SessionOpened | SessionClosed | Suspected | Testified | Resolved | Freed | Deleted | QueueChanged
+    | ScheduleChanged
+)  # fmt: skip
 
 
 class Effects(msgspec.Struct, frozen=True):

@@ -10,8 +10,8 @@ cannot be acted on get an outcome that says what stands. A broken invariant rais
 must stop. Nothing else is ever raised by ``apply``.
 
 A proposal's token (proposer, sequence) is looked up first, so proposing again is safe (raft/ledger_tokens.py).
-The rules are in ledger_sessions, ledger_claims, ledger_suspects and ledger_registry; the state and its moves in
-ledger_state.
+The rules are in ledger_sessions, ledger_claims, ledger_suspects, ledger_schedules and ledger_registry; the state
+and its moves in ledger_state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from typing import Any, Final
 
 from dedup.ids import Ids, TaskId
 from dedup.suspects import Suspect, SuspectRun, page
-from raft import ledger_claims, ledger_reads, ledger_registry, ledger_sessions, ledger_suspects
+from raft import (
+    ledger_claims,
+    ledger_reads,
+    ledger_registry,
+    ledger_schedules,
+    ledger_sessions,
+    ledger_suspects,
+)
 from raft.codec import CodecError, decode_proposal, open_snapshot, seal_snapshot
 from raft.commands import (
     Advance,
@@ -31,11 +38,14 @@ from raft.commands import (
     Answer,
     Cancel,
     Claim,
+    DeleteSchedule,
     Effects,
     Fire,
     Heartbeat,
     Join,
+    Launched,
     Leave,
+    PauseSchedule,
     Proposal,
     PutClass,
     PutQueue,
@@ -53,6 +63,7 @@ from raft.ledger_snapshot import state_bytes, state_from
 from raft.ledger_state import (
     BadInput,
     Counts,
+    Firing,
     HandlerClass,
     LedgerCorrupt,
     LedgerSettings,
@@ -82,8 +93,11 @@ _RULES: Final[Mapping[type, Callable[[LedgerState, Any], Answer]]] = {
     Revive: ledger_registry.revive,
     PutQueue: ledger_registry.put_queue,
     PutClass: ledger_registry.put_class,
-    PutSchedule: ledger_registry.put_schedule,
-    Fire: ledger_registry.fire,
+    PutSchedule: ledger_schedules.put_schedule,
+    DeleteSchedule: ledger_schedules.delete_schedule,
+    PauseSchedule: ledger_schedules.pause_schedule,
+    Fire: ledger_schedules.fire,
+    Launched: ledger_schedules.launched,
 }
 
 _UNREADABLE = Proposal(0, 0, ())
@@ -255,3 +269,8 @@ class Ledger:
     @property
     def schedules(self) -> Mapping[str, Schedule]:
         return MappingProxyType(self._state.schedules)
+
+    @property
+    def firings(self) -> Mapping[tuple[str, int], Firing]:
+        """Decided firings of which no word came yet that they are in the task log, by (schedule, time)."""
+        return MappingProxyType(self._state.firings)

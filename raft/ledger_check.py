@@ -27,6 +27,7 @@ def check_invariants(state: LedgerState) -> None:
     _require(held == state.held, f"held={state.held} must be {held}")
     _check_indexes(state, by_home)
     _check_sessions(state)
+    _check_schedules(state)
 
 
 def _check_value(state: LedgerState, ids: Ids, value: TaskValue) -> None:
@@ -76,6 +77,20 @@ def _check_sessions(state: LedgerState) -> None:
         _require(
             state.nodes[session.node].incarnation == session.incarnation,
             f"{session.node} has a newer incarnation",
+        )
+
+
+def _check_schedules(state: LedgerState) -> None:
+    for name, schedule in state.schedules.items():
+        _require(schedule.revision <= state.index, f"schedule {name} is from after index {state.index}")
+        _require(schedule.fired_ms >= 0 and schedule.since_ms >= 0, f"schedule {name} has no times")
+    _require(len(state.firings) <= state.settings.firings_max, "there are more firings than firings_max")
+    for (name, at_ms), firing in state.firings.items():
+        _require((name, at_ms) == (firing.name, firing.at_ms), f"{firing} is kept as another one")
+        now = state.schedules.get(name)
+        _require(
+            now is None or now.revision != firing.revision or at_ms <= now.fired_ms,
+            f"schedule {name} fired for {at_ms}, and its last time is {now.fired_ms if now else 0}",
         )
 
 

@@ -1,4 +1,4 @@
-"""What the ledger knows beside claims: id ranges, cancellations, queues, handler classes, schedules."""
+"""What the ledger knows beside claims: id ranges, cancellations, queues, handler classes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from raft.commands import (
     Cancel,
     Deleted,
     Done,
-    Fire,
-    FiredBefore,
     Freed,
     Outcome,
     PutClass,
     PutQueue,
-    PutSchedule,
     QueueChanged,
     Revive,
     Span,
@@ -27,7 +24,6 @@ from raft.ledger_state import (
     HandlerClass,
     LedgerState,
     QueueSetting,
-    Schedule,
     check_name,
     check_number,
     check_text,
@@ -125,31 +121,4 @@ def put_class(state: LedgerState, command: PutClass) -> Done:
     if command.handler not in state.classes and len(state.classes) >= state.settings.classes_max:
         reject(f"handler: {len(state.classes)} classes are known, as many as classes_max allows")
     state.classes[command.handler] = HandlerClass(command.kind, command.length)
-    return Done()
-
-
-def put_schedule(state: LedgerState, command: PutSchedule) -> Done:
-    check_name("name", command.name)
-    if len(command.spec) > state.settings.schedule_bytes_max:
-        reject(f"spec has {len(command.spec)} bytes: at most {state.settings.schedule_bytes_max} are allowed")
-    known = state.schedules.get(command.name)
-    if not command.spec:
-        state.schedules.pop(command.name, None)
-        return Done()
-    if known is None and len(state.schedules) >= state.settings.schedules_max:
-        reject(f"name: {len(state.schedules)} schedules are known, as many as schedules_max allows")
-    # A changed schedule keeps its last time: it must not fire once more for what is past.
-    state.schedules[command.name] = Schedule(command.spec, known.fired_ms if known is not None else 0)
-    return Done()
-
-
-def fire(state: LedgerState, command: Fire) -> Done | FiredBefore:
-    check_name("name", command.name)
-    check_number("at_ms", command.at_ms, 1, 2**63 - 1)
-    known = state.schedules.get(command.name)
-    if known is None:
-        reject(f"name: there is no schedule {command.name}")
-    if command.at_ms <= known.fired_ms:
-        return FiredBefore()
-    state.schedules[command.name] = Schedule(known.spec, command.at_ms)
     return Done()

@@ -14,6 +14,7 @@ from dedup.executed import ExecutedSet
 from dedup.ids import KEY_BYTES, RANGE_ID_MAX, Ids
 from raft.codec import CodecError
 from raft.ledger_state import (
+    Firing,
     HandlerClass,
     LedgerSettings,
     LedgerState,
@@ -47,6 +48,8 @@ class _Body(msgspec.Struct, frozen=True, array_like=True):
     keyed: tuple[tuple[tuple[bytes, ...], int], ...]
     """The map's keys, ascending: (keys, which value)."""
     executed: bytes
+    firings: tuple[Firing, ...] = ()
+    """Last, and it may be wanting: snapshots of before there were any still read."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -81,6 +84,7 @@ def state_bytes(state: LedgerState) -> bytes:
         runs=tuple(runs),
         keyed=tuple(keyed),
         executed=state.executed.snapshot(),
+        firings=tuple(firing for _, firing in sorted(state.firings.items())),
     )
     return _encoder.encode(body)
 
@@ -108,6 +112,7 @@ def state_from(data: bytes, bloom_seed: int, settings: LedgerSettings) -> Ledger
     state.queues = dict(body.queues)
     state.classes = dict(body.classes)
     state.schedules = dict(body.schedules)
+    state.firings = {(firing.name, firing.at_ms): firing for firing in body.firings}
     state.tokens.load(body.proposers)
     state.executed = executed
     for session in body.sessions:

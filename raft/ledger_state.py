@@ -21,7 +21,7 @@ from dedup.executed import ExecutedSet
 from dedup.ids import KEY_BYTES, RANGE_ID_MAX, Ids
 from dedup.runmap import RunMap
 from dedup.suspects import Suspect
-from raft.commands import Event, Outcome, Span
+from raft.commands import Event, Outcome, Span, Timetable
 from raft.ledger_tokens import Tokens
 
 TaskValue = OpenClaim | Suspect | Waiting | Dead | Cancelled
@@ -66,6 +66,7 @@ class LedgerSettings(msgspec.Struct, frozen=True, array_like=True):
     token_spans_max: int = 1_048_576  # remembered answers of all proposers together, in spans
     proposers_max: int = 4096
     proposer_idle_ms: int = 3_600_000
+    firings_max: int = 4096  # of all schedules together, decided and not yet in the task log
 
 
 class Session(msgspec.Struct, frozen=True, array_like=True):
@@ -99,8 +100,26 @@ class HandlerClass(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Schedule(msgspec.Struct, frozen=True, array_like=True):
-    spec: bytes
-    fired_ms: int  # the latest time (epoch) it fired for; 0: never
+    """Times are of the epoch, by the clocks of those who asked; ledger time knows no calendar."""
+
+    timetable: Timetable
+    owner: str
+    by: str  # who changed it last
+    paused: bool
+    revision: int  # grows with every change of the timetable
+    since_ms: int  # what was due up to this time never fires
+    fired_ms: int = 0  # the latest time it fired or passed for; only grows
+    fired: int = 0  # how often it fired
+    missed: int = 0  # how many firings catch_up left out
+
+
+class Firing(msgspec.Struct, frozen=True, array_like=True):
+    """Decided, and perhaps not yet in the task log: the task as it was when the schedule fired."""
+
+    name: str
+    at_ms: int
+    revision: int
+    timetable: Timetable
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -138,6 +157,7 @@ class LedgerState:
         self.queues: dict[str, QueueSetting] = {}
         self.classes: dict[str, HandlerClass] = {}
         self.schedules: dict[str, Schedule] = {}
+        self.firings: dict[tuple[str, int], Firing] = {}
         self.tokens = Tokens(
             settings.tokens_per_proposer,
             settings.token_spans_max,

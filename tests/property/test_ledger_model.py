@@ -13,6 +13,7 @@ from dedup import suspects as suspect_values
 from raft import (
     ledger_claims,
     ledger_registry,
+    ledger_schedules,
     ledger_sessions,
     ledger_snapshot,
     ledger_state,
@@ -20,10 +21,10 @@ from raft import (
     ledger_tokens,
 )
 from raft.ledger import LedgerCorrupt
-from tests.support.ledger_model import random_steps, run
+from tests.support.ledger_model import KINDS, random_steps, run
 
 small = st.integers(0, 119)
-steps = st.lists(st.tuples(st.integers(0, 19), small, small, small, small), max_size=50)
+steps = st.lists(st.tuples(st.integers(0, KINDS - 1), small, small, small, small), max_size=50)
 
 
 @settings(max_examples=1500, deadline=None)
@@ -79,6 +80,15 @@ PLANTED = [
     ("a dead id is cancelled", ledger_registry, "elif isinstance(value, Waiting):", "elif isinstance(value, Waiting | Dead):"),
     ("a suspect is revived", ledger_registry, "isinstance(value, Dead | Cancelled)", "isinstance(value, Dead | Cancelled | Suspect)"),
     ("ids are allocated twice", ledger_registry, "start + command.count\n", "start + command.count - 1\n"),
+    ("a time fires twice", ledger_schedules, "at_ms <= max(known.fired_ms, known.since_ms)", "at_ms <= known.since_ms"),
+    ("what was due in a pause fires", ledger_schedules, "at_ms <= max(known.fired_ms, known.since_ms)", "at_ms <= known.fired_ms"),
+    ("a paused schedule fires", ledger_schedules, "known.paused or known.revision", "known.revision"),
+    ("an earlier revision fires", ledger_schedules, "known.revision != command.revision", "False"),
+    ("what passes is laid down", ledger_schedules, "if command.runs:", "if True:"),
+    ("a launched firing is kept", ledger_schedules, "state.firings.pop((command.name, command.at_ms), None)", "pass"),
+    ("anybody changes a schedule", ledger_schedules, "if known.owner != owner:", "if False:"),
+    ("a new time fires for the past", ledger_schedules, "since_ms = max(since_ms, now_ms)", "pass"),
+    ("a snapshot forgets firings", ledger_snapshot, "for firing in body.firings}", "for firing in ()}"),
     ("executed ids are forgotten", ledger_state, "added = self.executed.add(ids, self.now_ms)", "added = count"),
     ("unallocated ids are granted", ledger_state, "start + length <= self.next_id", "True"),
     ("held suspects are miscounted", ledger_state, "if new.held_by:", "if True:"),

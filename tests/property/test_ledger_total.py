@@ -17,11 +17,14 @@ from raft.commands import (
     Cancel,
     Claim,
     Command,
+    DeleteSchedule,
     Fact,
     Fire,
     Heartbeat,
     Join,
+    Launched,
     Leave,
+    PauseSchedule,
     Proposal,
     PutClass,
     PutQueue,
@@ -32,6 +35,7 @@ from raft.commands import (
     Rule,
     Settle,
     Settlement,
+    Timetable,
     Verdict,
 )
 from raft.ledger import Ledger
@@ -57,6 +61,17 @@ settlements = st.lists(
     st.builds(Settlement, numbers, ids, st.sampled_from(Result), numbers), max_size=3
 ).map(tuple)  # fmt: skip
 testimonies = st.lists(st.builds(words.Testimony, numbers, ids, st.sampled_from(Fact)), max_size=3).map(tuple)
+owners = st.sampled_from(["code", "hand", ""])
+timetables = st.builds(
+    Timetable,
+    texts,
+    texts,
+    texts,
+    texts,
+    st.binary(max_size=4),
+    numbers,
+    st.sampled_from(["none", "all", "x"]),
+)
 commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Join, texts, numbers, numbers, st.booleans(), texts),
     st.builds(Heartbeat, numbers),
@@ -71,16 +86,22 @@ commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Revive, ids, texts),
     st.builds(PutQueue, texts, st.booleans(), texts),
     st.builds(PutClass, texts, texts, texts),
-    st.builds(PutSchedule, texts, st.binary(max_size=4)),
-    st.builds(Fire, texts, numbers),
+    st.builds(PutSchedule, texts, timetables, owners, texts, numbers),
+    st.builds(DeleteSchedule, texts, owners, texts),
+    st.builds(PauseSchedule, texts, st.booleans(), texts, numbers),
+    st.builds(Fire, texts, numbers, numbers, st.booleans(), numbers),
+    st.builds(Launched, texts, numbers),
 )
 proposals = st.builds(Proposal, numbers, numbers, st.lists(commands, max_size=4).map(tuple))
+
+
+PUT = PutSchedule("t", Timetable("* * * * *", "", "t", "t", b"{}"), "hand", "t", 1)
 
 
 def started() -> Ledger:
     """A ledger with two sessions (1 and 2), open claims, a suspect and a schedule."""
     ledger = Ledger(1)
-    whole = (Join("n1", 1, 4000), Join("n2", 1, 4000), AllocateIds(40), PutSchedule("t", b"* * * * *"))
+    whole = (Join("n1", 1, 4000), Join("n2", 1, 4000), AllocateIds(40), PUT)
     ledger.apply_proposal(1, Proposal(7, 1, whole))
     doubt = Settlement(2, Ids(((1, 3),)), Result.DOUBT)
     ledger.apply_proposal(2, Proposal(7, 2, (Claim(1, Ids(((1, 10),), (b"a" * 16,))), Settle(1, (doubt,)))))

@@ -25,37 +25,49 @@ from raft.commands import (
     Claim,
     Command,
     Deleted,
+    DeleteSchedule,
+    Done,
     Effects,
     Event,
     Fact,
+    Fire,
     Freed,
     Gone,
     Heartbeat,
     Join,
     Joined,
+    Launched,
     Leave,
     Outcome,
+    PauseSchedule,
     Proposal,
+    PutSchedule,
     Rejected,
     Renewed,
     Resolved,
     Result,
     Revive,
     Rule,
+    ScheduleChanged,
     SessionClosed,
     SessionOpened,
     Settle,
     Settlement,
+    Stale,
     Suspected,
     Testified,
     Testify,
     Testimony,
+    Timetable,
     Verdict,
 )
 from raft.ledger import Ledger, LedgerSettings
 from tests.support.ledger_naive import KEYS, NODES, NaiveLedger, One
 
 Step = tuple[int, int, int, int, int]
+
+KINDS = 26
+"""How many kinds of step there are; some commands are more than one, and so more frequent."""
 
 SETTINGS = LedgerSettings(closed_retention_ms=20_000_000, keyed_retention_ms=10**12, tokens_per_proposer=8)
 
@@ -91,7 +103,7 @@ class Decoder:
     def command(self, step: Step) -> Command:
         kind, a, b, c, d = step
         ids = self.ids(a, b)
-        match kind % 20:
+        match kind % KINDS:
             case 0 | 16:
                 node = NODES[a % 3]
                 return Join(
@@ -124,8 +136,26 @@ class Decoder:
                 )
             case 14:
                 return Cancel(ids, "me")
+            case 20 | 21 | 22 | 23 | 24 | 25:
+                return self.about_schedules(kind % KINDS, a, b, c, d)
             case _:
                 return Revive(ids, "me")
+
+    def about_schedules(self, kind: int, a: int, b: int, c: int, d: int) -> Command:
+        name = ("s1", "s2")[a % 2]
+        known = self.model.schedules.get(name)
+        last = max([0, *(at for at, _ in known.decided)]) if known else 0
+        owner = known.owner if known and d % 7 else ("code", "hand")[b % 2]
+        match kind:
+            case 20:
+                timetable = Timetable(f"{c % 2} * * * *", ("", "UTC")[d % 2], "h", "q", bytes((48 + b % 2,)))
+                return PutSchedule(name, timetable, owner, "me", last + c % 50 + 1)
+            case 21:
+                return DeleteSchedule(name, owner) if c % 3 == 0 else Launched(name, max(1, last))
+            case 22:
+                return PauseSchedule(name, c % 3 == 0, "me", last + b % 50 + 1)
+        revision = (known.revision if known else 1) - (d % 9 == 8)
+        return Fire(name, revision, max(1, last + b % 60 - 10), c % 4 != 0, c % 3)
 
     def learn(self, answer: Answer, fence: int) -> None:
         if isinstance(answer, Joined):
@@ -144,9 +174,13 @@ def expanded(answer: Answer) -> Any:
             return [(span.outcome, span.fence, span.detail) for span in spans for _ in range(span.count)]
         case Rejected():
             return "rejected"
-        case Joined() | Renewed() | Gone() | Allocated():
+        case Joined() | Renewed() | Gone() | Allocated() | Stale():
             return answer
     return getattr(answer, "now_ms", None)
+
+
+def told_by_model(answer: Any) -> Any:
+    return None if isinstance(answer, Done) else answer
 
 
 def expanded_events(events: Iterable[Event]) -> Iterator[tuple[Any, ...]]:
@@ -166,6 +200,8 @@ def expanded_events(events: Iterable[Event]) -> Iterator[tuple[Any, ...]]:
                 yield from (("freed", each) for each in ids)
             case Deleted(ids, by):
                 yield from (("deleted", each, by) for each in ids)
+            case ScheduleChanged(name):
+                yield "schedule", name
 
 
 def compare(ledger: Ledger, model: NaiveLedger) -> None:
@@ -207,6 +243,26 @@ def compare(ledger: Ledger, model: NaiveLedger) -> None:
         number: session.node for number, session in ledger.sessions.items()
     }
     assert ledger.now_ms == model.now_ms
+    compare_schedules(ledger, model)
+
+
+def compare_schedules(ledger: Ledger, model: NaiveLedger) -> None:
+    assert {key: firing.timetable for key, firing in ledger.firings.items()} == model.firings
+    assert ledger.schedules.keys() == model.schedules.keys()
+    for name, planned in model.schedules.items():
+        told = ledger.schedules[name]
+        assert (told.timetable, told.owner, told.revision) == (
+            planned.timetable,
+            planned.owner,
+            planned.revision,
+        )
+        assert (told.paused, told.since_ms, told.missed) == (
+            planned.paused,
+            planned.since_ms,
+            planned.missed,
+        )
+        assert told.fired_ms == max([0, *(at for at, _ in planned.decided)])
+        assert told.fired == sum(runs for _, runs in planned.decided)
 
 
 def history(seed: int) -> str:
@@ -246,7 +302,10 @@ def run(steps: Iterable[Step], *, twin: bool = False, told: hashlib.blake2b | No
                 expected.append(model.apply(index, commands[-1]))
         payload = encode_proposal(Proposal(9, index, tuple(commands)))
         effects = ledger.apply(index, payload)
-        assert [expanded(answer) for answer in effects.answers] == expected, (index, commands)
+        assert [expanded(answer) for answer in effects.answers] == list(map(told_by_model, expected)), (
+            index,
+            commands,
+        )
         assert Counter(expanded_events(effects.events)) == Counter(model.events), (index, commands)
         model.events.clear()
         if told is not None:
@@ -275,7 +334,7 @@ def random_steps(seed: int, count: int = 80) -> list[Step]:
     draw = random.Random(seed)
     return [
         (
-            draw.randrange(20),
+            draw.randrange(KINDS),
             draw.randrange(120),
             draw.randrange(120),
             draw.randrange(120),

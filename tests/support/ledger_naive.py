@@ -13,21 +13,29 @@ from raft.commands import (
     Cancel,
     Claim,
     Command,
+    DeleteSchedule,
+    Done,
     Fact,
+    Fire,
     Gone,
     Heartbeat,
     Join,
     Joined,
+    Launched,
     Leave,
     Outcome,
+    PauseSchedule,
+    PutSchedule,
     Renewed,
     Result,
     Revive,
     Rule,
     Settle,
     Settlement,
+    Stale,
     Testify,
     Testimony,
+    Timetable,
     Verdict,
 )
 
@@ -63,6 +71,19 @@ class Lease:
 
 
 @dataclass
+class Planned:
+    """A schedule, with every time it ever decided on."""
+
+    timetable: Timetable
+    owner: str
+    revision: int
+    since_ms: int
+    paused: bool = False
+    decided: list[tuple[int, bool]] = field(default_factory=list)
+    missed: int = 0
+
+
+@dataclass
 class NaiveLedger:
     index: int = 0
     now_ms: int = 0
@@ -74,6 +95,8 @@ class NaiveLedger:
     ids: dict[TaskId, One] = field(default_factory=dict)
     executed: set[TaskId] = field(default_factory=set)
     events: list[tuple[Any, ...]] = field(default_factory=list)
+    schedules: dict[str, Planned] = field(default_factory=dict)
+    firings: dict[tuple[str, int], Timetable] = field(default_factory=dict)
 
     def apply(self, index: int, command: Command) -> Any:
         self.index = index
@@ -123,7 +146,54 @@ class NaiveLedger:
                 return [self.cancel(command, each) for each in command.ids]
             case Revive():
                 return [self.revive(each) for each in command.ids]
+            case PutSchedule() | DeleteSchedule() | PauseSchedule() | Fire() | Launched():
+                return self.schedule(command)
         raise AssertionError(command)
+
+    def schedule(self, command: Command) -> Any:
+        known = self.schedules.get(getattr(command, "name", ""))
+        match command:
+            case PutSchedule(name, timetable, owner, _, now_ms):
+                if known is None:
+                    self.schedules[name] = Planned(timetable, owner, self.index, now_ms)
+                elif known.owner != owner:
+                    return "rejected"
+                elif known.timetable == timetable:
+                    return Done()
+                else:
+                    if known.timetable.when != timetable.when or known.timetable.zone != timetable.zone:
+                        known.since_ms = max(known.since_ms, now_ms)
+                    known.timetable, known.revision = timetable, self.index
+            case DeleteSchedule(name, owner):
+                if known is None:
+                    return Done()
+                if known.owner != owner:
+                    return "rejected"
+                del self.schedules[name]
+            case PauseSchedule(name, paused, _, now_ms):
+                if known is None:
+                    return "rejected"
+                if known.paused == paused:
+                    return Done()
+                known.paused = paused
+                if not paused:
+                    known.since_ms = max(known.since_ms, now_ms)
+            case Fire(name, revision, at_ms, runs, missed):
+                if known is None or known.paused or known.revision != revision or at_ms <= known.since_ms:
+                    return Stale()
+                if any(at_ms <= earlier for earlier, _ in known.decided):
+                    return Stale()
+                known.decided.append((at_ms, runs))
+                known.missed += missed
+                if runs:
+                    self.firings[name, at_ms] = known.timetable
+            case Launched(name, at_ms):
+                self.firings.pop((name, at_ms), None)
+                return Done()
+            case _:
+                raise AssertionError(command)
+        self.events.append(("schedule", name))
+        return Done()
 
     def join(self, command: Join) -> Any:
         node, incarnation = command.node, command.incarnation

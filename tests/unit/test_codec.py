@@ -20,7 +20,7 @@ PROPOSAL = Proposal(
         Join("n1", 3, 4000, False, "127.0.0.1:1"),
         Claim(7, Ids(((1, 1000),), (b"k" * 16,)), 2),
         Settle(7, (Settlement(9, Ids(((1, 3),)), Result.RETRY, 250),)),
-        Fire("daily", 1),
+        Fire("daily", 3, 1),
     ),
 )
 

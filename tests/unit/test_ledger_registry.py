@@ -9,21 +9,18 @@ from raft.commands import (
     Command,
     Deleted,
     Done,
-    Fire,
-    FiredBefore,
     Freed,
     Leave,
     Outcome,
     PutClass,
     PutQueue,
-    PutSchedule,
     QueueChanged,
     Rejected,
     Result,
     Revive,
 )
 from raft.ledger import LedgerSettings
-from raft.ledger_state import HandlerClass, QueueSetting, Schedule
+from raft.ledger_state import HandlerClass, QueueSetting
 from tests.support.ledger_driver import KEY, Driver, run_of
 
 
@@ -96,20 +93,6 @@ def test_a_queue_pauses_and_resumes_and_tells_of_changes_only(driver: Driver) ->
     assert not driver.ledger.paused("unheard of")
 
 
-def test_a_schedule_fires_once_for_a_time(driver: Driver) -> None:
-    assert isinstance(driver.do(Fire("daily", 1000)), Rejected)
-    driver.do(PutSchedule("daily", b"0 0 * * *"))
-    assert driver.do(Fire("daily", 1000)) == Done()
-    assert driver.do(Fire("daily", 1000)) == FiredBefore()
-    assert driver.do(Fire("daily", 999)) == FiredBefore()
-    driver.do(PutSchedule("daily", b"0 1 * * *"))
-    assert driver.do(Fire("daily", 1000)) == FiredBefore()
-    assert driver.ledger.schedules == {"daily": Schedule(b"0 1 * * *", 1000)}
-    driver.do(PutSchedule("daily", b""))
-    assert driver.ledger.schedules == {}
-    assert driver.do(PutSchedule("daily", b"")) == Done()
-
-
 def test_a_learned_class_is_kept(driver: Driver) -> None:
     driver.do(PutClass("shop.charge", "io", "short"))
     assert driver.ledger.classes == {"shop.charge": HandlerClass("io", "short")}
@@ -123,8 +106,6 @@ def test_a_learned_class_is_kept(driver: Driver) -> None:
         (PutClass("", "io", "long"), "handler must be 1 to 256 printable characters"),
         (PutQueue("a\nb", True), "queue must be 1 to 256 printable characters"),
         (PutQueue("q", True, "x" * 5000), "by has 5000 characters: at most 4096 bytes are allowed"),
-        (PutSchedule("s", bytes(70_000)), "spec has 70000 bytes: at most 65536 are allowed"),
-        (Fire("s", 0), "at_ms=0 must be from 1 to 9223372036854775807"),
     ],
 )
 def test_bad_input_is_rejected_with_field_and_rule(driver: Driver, command: Command, reason: str) -> None:
@@ -132,7 +113,7 @@ def test_bad_input_is_rejected_with_field_and_rule(driver: Driver, command: Comm
 
 
 def test_full_rooms_refuse_what_is_new_and_take_what_is_known() -> None:
-    driver = Driver(LedgerSettings(queues_max=1, classes_max=1, schedules_max=1))
+    driver = Driver(LedgerSettings(queues_max=1, classes_max=1))
     for name, expected in (("a", True), ("b", False), ("a", True)):
-        for command in (PutQueue(name, True), PutClass(name, "io", "long"), PutSchedule(name, b"x")):
+        for command in (PutQueue(name, True), PutClass(name, "io", "long")):
             assert (driver.do(command) == Done()) is expected

@@ -1,10 +1,22 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from dedup.ids import Ids
-from raft.codec import CodecError, seal_snapshot
-from raft.commands import Cancel, Leave, PutClass, PutQueue, PutSchedule, Result
+from raft.codec import CodecError, open_snapshot, seal_snapshot
+from raft.commands import (
+    Cancel,
+    Fire,
+    Launched,
+    Leave,
+    PauseSchedule,
+    PutClass,
+    PutQueue,
+    PutSchedule,
+    Result,
+    Timetable,
+)
 from raft.ledger import Ledger, LedgerSettings
 from tests.support.ledger_driver import KEY, Driver, run_of
 
@@ -23,7 +35,8 @@ def full() -> Driver:
     driver.do(Cancel(run_of(400), "ann"))
     driver.do(PutQueue("mail", True))
     driver.do(PutClass("h", "cpu", "long"))
-    driver.do(PutSchedule("s", b"spec"))
+    driver.do(PutSchedule("s", Timetable("* * * * *", "UTC", "h", "default", b"{}"), "hand", "ann", 1))
+    driver.do(Fire("s", driver.index, 60_000, True, 3))
     driver.pass_ms(700)
     return driver
 
@@ -44,10 +57,28 @@ def test_a_restored_ledger_is_equal_in_bytes_and_in_what_it_says() -> None:
 def test_ledgers_that_differ_in_anything_differ_in_their_digest() -> None:
     base = full().ledger.digest()
     assert full().ledger.digest() == base
-    for change in (PutQueue("mail", False), PutClass("h", "io", "long"), Cancel(run_of(999)), Leave(2)):
+    for change in (
+        PutQueue("mail", False),
+        PutClass("h", "io", "long"),
+        Cancel(run_of(999)),
+        Leave(2),
+        PauseSchedule("s", True, "ann", 2),
+        Launched("s", 60_000),
+    ):
         driver = full()
         driver.do(change)
         assert driver.ledger.digest() != base
+
+
+def test_a_snapshot_of_before_there_were_firings_still_reads() -> None:
+    driver = full()
+    driver.do(Launched("s", 60_000))
+    body = msgspec.msgpack.decode(open_snapshot(driver.ledger.snapshot()))
+    assert body.pop() == []
+    assert body[1].pop() == LedgerSettings().firings_max
+    restored = Ledger(3)
+    restored.restore(seal_snapshot(msgspec.msgpack.encode(body)))
+    assert restored.digest() == driver.ledger.digest()
 
 
 @pytest.mark.parametrize(
