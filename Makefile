@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := dedup raft oncekeeper node chaos
 
-.PHONY: demo test lint unit property contract cluster smoke simulate chaos bench fuzz venv clean
+.PHONY: demo test lint unit property contract cluster kafka-tests smoke simulate chaos bench kafka fuzz venv clean
 
 demo: $(STAMP)
 	$(BIN)/oncekeeper demo
 
-test: lint unit property contract cluster smoke simulate
+test: lint unit property contract cluster kafka-tests smoke simulate
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -20,6 +20,11 @@ lint: $(STAMP)
 # A folder without tests yet is no failure (pytest ends with 5 then).
 unit property contract cluster: $(STAMP)
 	$(BIN)/python -m pytest -q tests/$@ || [ $$? -eq 5 ]
+
+# On real brokers, which are got once and die with the tests.
+kafka-tests: $(STAMP)
+	tools/get-kafka >/dev/null
+	$(BIN)/python -m pytest -q tests/kafka
 
 # The smoke set of the fault suite on real nodes, and what checks the checkers.
 smoke: $(STAMP)
@@ -40,6 +45,10 @@ chaos: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/oncekeeper bench
+
+# One Kafka broker on this machine, or three (BROKERS=3), until Ctrl-C; the data stays in oncekeeper-kafka.
+kafka: $(STAMP)
+	@$(BIN)/oncekeeper kafka up $(if $(BROKERS),--brokers $(BROKERS))
 
 # Every reader of foreign bytes, FUZZ_S seconds each; Atheris is needed for nothing else.
 FUZZ_S ?= 30
