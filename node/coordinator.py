@@ -135,6 +135,10 @@ class Coordinator:
         times = (self._partitions.next_due_ms(), self._doubts.next_look_ms())
         return min((time for time in times if time is not None), default=None)
 
+    def wants(self, read: m.Read) -> bool:
+        """Whether the partition is still owned as it was when the read was asked for."""
+        return self._partitions.is_current(read.partition, read.epoch)
+
     def commit_positions(self) -> dict[int, int]:
         """What moved since the last call; asked for by time, because a position a task were a write a task."""
         return self._partitions.moved()

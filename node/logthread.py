@@ -12,21 +12,27 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from node.parts import GroupPart
 from oncekeeper.log.port import TaskLog
 
 T = TypeVar("T")
 
 
 class LogThread:
-    """``reader`` belongs to the loop; ``run`` and ``submit`` use another handle, in the thread."""
+    """``reader`` belongs to the loop; ``run`` uses another handle, in the thread."""
 
     def __init__(self, open_log: Callable[[], TaskLog]) -> None:
         self.reader = open_log()
         self._writer = open_log()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log")
 
+    group: GroupPart | None = None
+
     async def run(self, work: Callable[[TaskLog], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, self._writer)
+
+    async def look(self, work: Callable[[TaskLog], T]) -> T:
+        return await self.run(work)
 
     def close(self) -> None:
         self._executor.shutdown(wait=True)

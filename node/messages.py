@@ -53,9 +53,9 @@ class WasRead:
 
 @dataclass(frozen=True, slots=True)
 class MoreToRead:
-    """Something was appended to these partitions."""
+    """Something was appended to these partitions; None: perhaps, to any."""
 
-    partitions: frozenset[int]
+    partitions: frozenset[int] | None
 
 
 @dataclass(frozen=True, slots=True)

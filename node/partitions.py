@@ -52,8 +52,11 @@ class Partitions:
         return gone
 
     def is_ours(self, piece: Piece) -> bool:
-        partition = self._owned.get(piece.partition)
-        return partition is not None and partition.epoch == piece.epoch
+        return self.is_current(piece.partition, piece.epoch)
+
+    def is_current(self, number: int, epoch: int) -> bool:
+        partition = self._owned.get(number)
+        return partition is not None and partition.epoch == epoch
 
     def settled(self, piece: Piece) -> None:
         """The ledger has it executed, dead or cancelled, or it was put aside: it may be passed."""
@@ -87,9 +90,9 @@ class Partitions:
 
     # --- reading ----------------------------------------------------------------------------------------------
 
-    def more(self, numbers: frozenset[int]) -> None:
-        """Something may have been appended to these."""
-        for number in numbers & self._owned.keys():
+    def more(self, numbers: frozenset[int] | None) -> None:
+        """Something may have been appended to these; None: to any."""
+        for number in self._owned.keys() if numbers is None else numbers & self._owned.keys():
             self._owned[number].exhausted = False
 
     def reads(self, room: int) -> list[m.Read]:

@@ -16,7 +16,7 @@ from node.records_model import Attempt, RecordedEvent
 from node.workers.events import PoolEvent, PoolStats
 from node.workers.port import HandlerInfo, Report, Work
 from node.workers.testimony import Evidence
-from oncekeeper.log.port import TaskLog
+from oncekeeper.log.port import Item, TaskLog
 from raft.ledger import Ledger
 from raft.proposals import Outcome
 from raft.replica_config import ReplicaStatus
@@ -73,12 +73,51 @@ class PoolsPart(Protocol):
     def stats(self) -> PoolStats: ...
 
 
+class LogReader(Protocol):
+    """What of a task log the loop uses at once (oncekeeper/log/port.py: TaskLog)."""
+
+    @property
+    def partitions(self) -> int: ...
+
+    def read(self, partition: int, offset: int, tasks_max: int, bytes_max: int) -> list[Item]: ...
+
+    def committed(self) -> dict[int, int]: ...
+
+
+class GroupPart(Protocol):
+    """A log that decides by itself which partitions are a member's (oncekeeper/log/kafka_group.py)."""
+
+    @property
+    def positions(self) -> Mapping[int, int]:
+        """The partitions that are ours, and from where."""
+        ...
+
+    @property
+    def trouble(self) -> str: ...
+
+    def want(self, member: bool) -> None: ...
+
+    def listen(
+        self, on_change: Callable[[], None], on_more: Callable[[frozenset[int] | None], None]
+    ) -> None: ...
+
+
 class LogPart(Protocol):
     """node/logthread.py: reads at once, writes awaited."""
 
-    reader: TaskLog
+    @property
+    def reader(self) -> LogReader: ...
+
+    @property
+    def group(self) -> GroupPart | None:
+        """None: who owns what is computed from the ledger (node/ownership.py)."""
+        ...
 
     async def run(self, work: Callable[[TaskLog], T]) -> T: ...
+
+    async def look(self, work: Callable[[TaskLog], T]) -> T:
+        """For what only reads, and may take its time."""
+        ...
 
     def close(self) -> None: ...
 

@@ -117,7 +117,7 @@ class RunningNode:
         return appended
 
     async def with_log(self, work: Callable[[TaskLog], T]) -> T:
-        return await self._service.log.run(work)
+        return await self._service.log.look(work)
 
     async def ask_peer(
         self, node: str, method: str, path: str, body: Any = None, *, timeout_ms: int = 1500

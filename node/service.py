@@ -142,6 +142,8 @@ class Service:
 
     async def run(self) -> int:
         """Until ``stop``, or until a part can no longer be trusted; the process's exit code."""
+        if self.log.group is not None:
+            self.log.group.listen(self._assign, self._woken)
         await self.parts.wake.listen(self._woken)
         await self.http.start()
         await self.replica.start()
@@ -184,6 +186,8 @@ class Service:
         if not self.coordinator.idle:
             _log.warning("the ledger could not be told of all that ran: the rest is left to its evidence")
         await self.session.leave()
+        if self.log.group is not None:
+            self.log.group.want(False)  # now, so that others take over while we close
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -257,8 +261,15 @@ class Service:
 
     def _assign(self) -> None:
         """Compute which partitions are ours, and take them over from their committed positions."""
+        takes_part = bool(self.session.session) and not self.session.fenced
+        takes_part = takes_part and self.config.consumes and bool(self.config.app)
+        if self.log.group is not None:
+            # The log assigns; without a session we are no member of its group either.
+            self.log.group.want(takes_part)
+            self._feed(m.Assigned(dict(self.log.group.positions)))
+            return
         owned: frozenset[int] = frozenset()
-        if self.session.session and not self.session.fenced and self.config.consumes and self.config.app:
+        if takes_part:
             consuming = sorted({s.node for s in self.ledger.sessions.values() if s.consumes})
             owned = owned_by(self.config.node_id, self.log.reader.partitions, consuming)
         try:
@@ -340,6 +351,8 @@ class Service:
         self._feed(m.Answers(ticket, effects.answers))
 
     def _read(self, effect: m.Read) -> None:
+        if not self.coordinator.wants(effect):
+            return  # the partition was given up meanwhile: a log forgets what lies below the last read
         if not self.records.room:
             # The history's disk is behind. What is in hand goes on; no more is taken until it has caught up.
             asyncio.get_running_loop().call_later(HISTORY_WAIT_MS / 1000, self._read, effect)
@@ -501,19 +514,13 @@ class Service:
     # --- the log --------------------------------------------------------------------------------------------
 
     def _woken(self, partitions: frozenset[int] | None) -> None:
-        if partitions is None:
-            self._look_at_ends()
-        else:
-            self._feed(m.MoreToRead(partitions))
-
-    def _look_at_ends(self) -> None:
-        self._feed(m.MoreToRead(frozenset(range(self.log.reader.partitions))))
+        self._feed(m.MoreToRead(partitions))
 
     async def _look_around(self) -> None:
         retained_ms = self.clock.wall_ms()
         while True:
             await asyncio.sleep(LOOK_MS / 1000)
-            self._look_at_ends()
+            self._woken(None)
             if self.replica.is_leader and self.clock.wall_ms() - retained_ms > RETAIN_MS:
                 retained_ms = self.clock.wall_ms()
                 keep_ms = self.config.log_keep_ms
@@ -548,6 +555,8 @@ class Service:
 
     def all_notes(self) -> tuple[str, ...]:
         trouble = [self.records.trouble] if self.records.trouble else []
+        if self.log.group is not None and self.log.group.trouble:
+            trouble.append(self.log.group.trouble)
         return (*self.notes.values(), *trouble)
 
     async def barrier(self, timeout_ms: int) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chaos import history as h
 from chaos.simulation.loop import Killed, ProcessLoop
 from chaos.simulation.machine import DATA, Machine
 from chaos.simulation.network import SimulatedTransport
@@ -19,9 +18,11 @@ from node.workers.events import PoolSettings
 from node.workers.pools import WorkerPools
 from oncekeeper.log.memory import MemoryLog
 from oncekeeper.log.port import TaskLog, UnknownAppend, Unsent
+from raft.codec import decode_proposal
+from raft.commands import Heartbeat
 from raft.engine import Limits, Timings
 from raft.ledger import Ledger
-from raft.replica import Replica, ReplicaConfig, ReplicaStatus
+from raft.replica import Outcome, Replica, ReplicaConfig, ReplicaStatus
 from raft.store import mark_initialised, open_store
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CLUSTER_ID = "51" * 16
-SESSION_MS, HEARTBEAT_MS, MARGIN_MS, TESTIMONY_MS = 2200, 350, 1100, 600
-# The margin covers one step of ledger time (advance_ms_max=1000), which may fall between a heartbeat and its lapse.
+TESTIMONY_MS = 600
 
 
 class NodeLog:
@@ -40,6 +40,11 @@ class NodeLog:
         self.reader: TaskLog = log
         self._process = process
         self._writer = _Writer(process, log)
+
+    group = None  # ownership is the ledger's
+
+    async def look(self, work: Callable[[Any], T]) -> T:
+        return await self.run(work)
 
     async def run(self, work: Callable[[Any], T]) -> T:
         result: T = await self._process.loop.run_in_executor(None, work, self._writer)
@@ -209,6 +214,22 @@ class Process:
             self.loop.hold(self.world.scheduler.now, self.world.scheduler.now + stall)
 
 
+class WatchedReplica(Replica):
+    """Tells whoever aims a fault by it of each heartbeat of the session that is proposed."""
+
+    def __init__(self, process: Process, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._process = process
+
+    async def propose(self, payload: bytes, *, timeout_ms: int = 5000) -> Outcome:
+        world = self._process.world
+        if world.watchers.get("heartbeat"):
+            commands = decode_proposal(payload).commands
+            if any(isinstance(command, Heartbeat) for command in commands):
+                world.happened("heartbeat", self._process)
+        return await super().propose(payload, timeout_ms=timeout_ms)
+
+
 def build_parts(process: Process) -> Parts:
     """What node/assembly.py builds, simulated."""
     world, machine = process.world, process.machine
@@ -229,9 +250,9 @@ def build_parts(process: Process) -> Parts:
         app="app:app",
         partitions=world.log.partitions,
         bloom_seed=7,
-        session_timeout_ms=SESSION_MS,
-        heartbeat_ms=HEARTBEAT_MS,
-        fence_margin_ms=MARGIN_MS,
+        session_timeout_ms=world.session_ms,
+        heartbeat_ms=world.heartbeat_ms,
+        fence_margin_ms=world.margin_ms,
         testimony_wait_ms=TESTIMONY_MS,
         drain_ms_max=500,
         crash_at=world.crash_at.pop(process.name, ""),
@@ -262,7 +283,7 @@ def build_parts(process: Process) -> Parts:
         on_restored: Callable[[int], None],
     ) -> Any:
         def applied(index: int, payload: bytes, result: Any) -> None:
-            world.witness.applied(process.name, index, payload, result, ledger)
+            world.witness.applied(process.name, index, payload, result, ledger, process.life)
             on_applied(index, payload, result)
 
         def fatal(error: BaseException) -> None:
@@ -272,9 +293,11 @@ def build_parts(process: Process) -> Parts:
         def restored(index: int) -> None:
             world.witness.note(process.name, "RESTORED", None, f"index {index}")
             world.witness.reached.add("restored")
+            world.witness.restored(process.name, process.life, index)
             on_restored(index)
 
-        return Replica(
+        return WatchedReplica(
+            process,
             raft,
             ledger,
             on_applied=applied,
@@ -287,6 +310,9 @@ def build_parts(process: Process) -> Parts:
             clock=machine.clock.time,
             draw=random.Random(world.random.getrandbits(64)),
         )
+
+    proposer = world.random.getrandbits(64)
+    world.witness.proposers[proposer] = world.scheduler.now
 
     def make_pools(incarnation: int, on_reports: Any, on_event: Any) -> Any:
         # The slots' files are in the machine's memory (chaos/simulation/workers.py); the path is only a name.
@@ -306,18 +332,11 @@ def build_parts(process: Process) -> Parts:
         wake=Wake(process),
         evidence=SimulatedEvidence(machine),
         slots={"cpu": 1, "io": 4},
-        proposer_name=world.random.getrandbits(64),
+        proposer_name=proposer,
         next_incarnation=machine.next_incarnation,
         make_replica=make_replica,
         make_pools=make_pools,
         make_http=lambda face: NoHttp(),
         ask_peer=ask_peer,
         close_peers=close_peers,
-    )
-
-
-def lease_seen(world: Cluster, process: Process, session: int, until_ms: int) -> None:
-    until_s = process.machine.clock.true_time(until_ms / 1000)
-    world.witness.history.leases.append(
-        h.Lease(world.witness.t_ns, process.name, session, int(until_s * 1e9))
     )

@@ -1,0 +1,518 @@
+"""A node's place in the consumer group: which partitions are its own, and what was fetched of them.
+
+One thread polls, and does nothing that could keep it from polling; the node's loop reads from buffers. Kafka
+decides who owns what (group protocol ``consumer``, KIP-848; cooperative-sticky where the broker has only the
+classic one), and only while the node wants to be a member, which it does while it has a session in the ledger:
+without a quorum it has no partitions. A partition that moves needs no agreement with its former owner: claims
+decide what runs, and what the former owner still runs, the new one waits for.
+
+What is read is exact. A buffer covers an unbroken stretch of offsets from the position at which it was opened;
+what Kafka leaves out within the stretch is a Gap, what it has deleted below an uncommitted position is *stuck*:
+nothing of that partition is read until a person says that the loss is accepted (``skip``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from oncekeeper.log.kafka_codec import items
+from oncekeeper.log.kafka_names import Names
+from oncekeeper.log.port import Fetched, Gap, Item, Undecodable
+
+_log = logging.getLogger("oncekeeper.kafka")
+
+POLL_S = 0.1
+RECORDS_MAX = 4096  # taken from the client in one round
+TOPICS_S = 5.0  # how often new queues are looked for
+ASK_S = 5.0
+AGAIN_S = 1.0
+LAST_COMMIT_S = 2.0
+TASKS_HIGH, TASKS_LOW = 32_768, 8_192  # fetched and not taken, of a partition; above, it is paused
+BYTES_HIGH, BYTES_LOW = 8 << 20, 2 << 20
+
+NEW, CLASSIC = "consumer", "classic"
+_CLASSIC = {"partition.assignment.strategy": "cooperative-sticky", "session.timeout.ms": "6000"}
+_OURS = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "auto.offset.reset": "error",  # never silently past anything
+    "enable.partition.eof": True,  # tells where a partition ends, behind markers too
+    "queued.min.messages": 20_000,
+    "queued.max.messages.kbytes": 16_384,
+    "fetch.wait.max.ms": 100,  # how long a partition that is read again may wait for the fetch under way
+    "reconnect.backoff.max.ms": 1_000,
+}
+
+
+class Stretch:
+    """What was fetched of one partition: every offset from ``low`` to ``high``, in order."""
+
+    def __init__(self, position: int) -> None:
+        self.low = self.high = position
+        self.tasks = 0
+        self.bytes = 0
+        self.paused = False
+        self._items: deque[Item] = deque()
+
+    def add(self, found: Sequence[Item]) -> None:
+        """``found`` may begin above ``high``: what lies between holds nothing."""
+        if found[0].base > self.high:
+            self._push(Gap(found[0].partition, self.high, found[0].base - self.high))
+        for item in found:
+            if item.base >= self.high:  # below: an older fetch brought it already
+                self._push(item)
+
+    def ends_at(self, number: int, offset: int) -> bool:
+        """The partition's end was seen there; True when that is news."""
+        if offset > self.high:
+            self._push(Gap(number, self.high, offset - self.high))
+            return True
+        return False
+
+    def _push(self, item: Item) -> None:
+        self._items.append(item)
+        self.high = item.end
+        self.tasks += item.end - item.base
+        self.bytes += _size(item)
+
+    def read(self, offset: int, tasks_max: int, bytes_max: int) -> list[Item]:
+        """From ``offset`` on; what lies below is forgotten."""
+        while self._items and self._items[0].end <= offset:
+            item = self._items.popleft()
+            self.tasks -= item.end - item.base
+            self.bytes -= _size(item)
+        self.low = offset
+        found: list[Item] = []
+        tasks = size = 0
+        for item in self._items:
+            tasks += item.end - max(item.base, offset)
+            size += _size(item)
+            if found and (tasks > tasks_max or size > bytes_max):
+                break
+            found.append(_from(item, offset))
+        return found
+
+    @property
+    def is_full(self) -> bool:
+        return self.tasks > TASKS_HIGH or self.bytes > BYTES_HIGH
+
+    @property
+    def has_room(self) -> bool:
+        return self.tasks < TASKS_LOW and self.bytes < BYTES_LOW
+
+
+def _size(item: Item) -> int:
+    if isinstance(item, Fetched):
+        return sum(map(len, item.batch.bodies))
+    return len(item.raw) if isinstance(item, Undecodable) else 0
+
+
+def _from(item: Item, offset: int) -> Item:
+    if item.base >= offset:
+        return item
+    if isinstance(item, Fetched):
+        return Fetched(item.partition, offset, item.batch.part(offset - item.base, item.end - offset))
+    return Gap(item.partition, offset, item.end - offset)  # Undecodable is always of one record
+
+
+class Lost(Exception):
+    """This membership cannot go on; the next one begins from the committed positions."""
+
+
+class Group:
+    """``listen`` begins; from then on the public methods are the loop's, and those with ``_`` the thread's.
+
+    ``commit`` may be called from any thread.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], names: Names, *, protocol: str = "auto") -> None:
+        self.positions: dict[int, int] = {}
+        """The partitions that are ours, each from where we have it; changed on the loop, before on_change."""
+        self.trouble = ""
+        self.protocol = NEW if protocol == "auto" else protocol
+        self._may_fall_back = protocol == "auto"
+        self._settings = settings
+        self._names = names
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()  # over the buffers, and over pausing and resuming
+        self._turn = threading.Condition()
+        self._life = 0  # odd: a member, or on the way to it
+        self._closing = False
+        self._consumer: Consumer | None = None
+        self._stretches: dict[int, Stretch] = {}
+        self._assigned: dict[int, int] = {}  # the thread's view of ``positions``
+        self._stuck: dict[int, tuple[int, int]] = {}  # (the position, the lowest offset that is left)
+        self._skips: set[int] = set()
+        self._subscribed: frozenset[str] = frozenset()
+        self._topics_at = 0.0
+        self._served = 0  # the life that the thread serves
+        self._uncommitted = 0
+        self._thread = threading.Thread(target=self._run, name="kafka-group", daemon=True)
+
+    # --- the loop's side --------------------------------------------------------------------------------------
+
+    def listen(self, on_change: Callable[[], None], on_more: Callable[[frozenset[int] | None], None]) -> None:
+        """``on_change`` after ``positions`` changed, ``on_more`` with the partitions of which more was fetched."""
+        self._loop = asyncio.get_running_loop()
+        self._on_change, self._on_more = on_change, on_more
+        self._thread.start()
+
+    def want(self, member: bool) -> None:
+        """Be a member, or leave. Leaving takes effect here at once."""
+        with self._turn:
+            if (self._life % 2 == 1) == member:
+                return
+            self._life += 1
+            self._turn.notify()
+        if not member:
+            self.positions = {}
+
+    def read(self, partition: int, offset: int, tasks_max: int, bytes_max: int) -> list[Item]:
+        with self._lock:
+            stretch = self._stretches.get(partition)
+            if stretch is None or partition in self._stuck:
+                return []
+            if not stretch.low <= offset <= stretch.high:
+                # Believing a jump would lose what it jumps over.
+                raise Lost(f"partition {partition}: {offset} is not within {stretch.low}..{stretch.high}")
+            found = stretch.read(offset, tasks_max, bytes_max)
+            if stretch.paused and stretch.has_room and self._consumer is not None:
+                stretch.paused = False
+                with contextlib.suppress(KafkaException, RuntimeError):  # it was given up, or closed
+                    self._consumer.resume([self._place(partition)])
+        return found
+
+    def commit(self, positions: Mapping[int, int]) -> None:
+        """Ask for it, and do not wait. What is no longer ours is passed over: its owner commits it."""
+        consumer = self._consumer
+        if consumer is None:
+            return
+        stored = False
+        for partition, position in positions.items():
+            place = self._place(partition)
+            place.offset = position
+            with contextlib.suppress(KafkaException, RuntimeError):
+                consumer.store_offsets(offsets=[place])
+                stored = True
+        if stored:
+            self._uncommitted += 1
+            with contextlib.suppress(KafkaException, RuntimeError):
+                consumer.commit(asynchronous=True)
+
+    def skip(self, partition: int) -> bool:
+        """A person accepts that what Kafka deleted is lost; False: the partition is not stuck here."""
+        with self._lock:
+            if partition not in self._stuck:
+                return False
+            self._skips.add(partition)
+            return True
+
+    @property
+    def stuck(self) -> dict[int, tuple[int, int]]:
+        with self._lock:
+            return dict(self._stuck)
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        if self._loop is None:
+            return
+        self._loop = None
+        with self._turn:
+            self._closing = True
+            self._life += self._life % 2
+            self._turn.notify()
+        self._thread.join(timeout_s)
+
+    def _place(self, partition: int) -> TopicPartition:
+        topic, number = self._names.place(partition)
+        return TopicPartition(topic, number)
+
+    # --- the thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._turn:
+                while self._consumer is None and self._life % 2 == 0 and not self._closing:
+                    self._turn.wait()
+                life, closing = self._life, self._closing
+            if self._consumer is not None and life != self._served:
+                self._leave()
+            if closing:
+                return
+            if life % 2 == 0:
+                continue
+            try:
+                if self._consumer is None:
+                    self._join(life)
+                self._look_for_topics()
+                self._skip_stuck()
+                self._poll()
+            except (KafkaException, Lost, RuntimeError) as error:
+                self._failed(error)
+
+    def _join(self, life: int) -> None:
+        settings = {
+            **self._settings,
+            **_OURS,
+            "group.id": self._names.prefix,
+            "group.protocol": self.protocol,
+        }
+        if self.protocol == CLASSIC:
+            settings |= {name: value for name, value in _CLASSIC.items() if name not in self._settings}
+        else:
+            for name in ("partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"):
+                settings.pop(name, None)  # the broker's to say, under this protocol
+        settings["on_commit"] = self._committed
+        settings["error_cb"] = self._error
+        self._served = life
+        self._subscribed, self._topics_at = frozenset(), 0.0
+        self._consumer = Consumer(settings, logger=_log)
+
+    def _leave(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        assert consumer is not None
+        try:
+            self._last_commit(consumer)
+            consumer.close()
+        except (KafkaException, RuntimeError) as error:
+            _log.warning("leaving the consumer group: %s", error)
+        self._give_up(list(self._assigned))
+        with self._lock:
+            self._stuck.clear()
+
+    def _last_commit(self, consumer: Consumer) -> None:
+        """What was asked for is on its way; wait a little for the answers."""
+        until = time.monotonic() + LAST_COMMIT_S
+        while self._uncommitted > 0 and time.monotonic() < until:
+            consumer.consume(1, 0.05)
+
+    def _failed(self, error: Exception) -> None:
+        if self._may_fall_back and self.protocol == NEW and _is_unsupported(error):
+            _log.info("the broker has no group protocol %r: falling back to %r", NEW, CLASSIC)
+            self.protocol = CLASSIC
+        else:
+            self._say(f"the consumer group: {error}")
+        if self._consumer is not None:
+            self._leave()
+        with self._turn:
+            if not self._closing:
+                self._turn.wait(AGAIN_S)
+
+    def _say(self, trouble: str) -> None:
+        if trouble and trouble != self.trouble:
+            _log.warning("%s", trouble)
+        self.trouble = trouble
+
+    def _look_for_topics(self) -> None:
+        now = time.monotonic()
+        if now < self._topics_at:
+            return
+        self._topics_at = now + TOPICS_S
+        assert self._consumer is not None
+        known = self._consumer.list_topics(timeout=ASK_S).topics
+        topics = frozenset(topic for topic in known if self._names.is_queue_topic(topic))
+        if topics - self._subscribed:
+            self._subscribed |= topics
+            self._consumer.subscribe(
+                sorted(self._subscribed),
+                on_assign=self._on_assign,
+                on_revoke=self._on_revoke,
+                on_lost=self._on_revoke,
+            )
+
+    def _poll(self) -> None:
+        assert self._consumer is not None
+        if not self._subscribed:
+            time.sleep(POLL_S)
+            return
+        records = self._consumer.consume(1, POLL_S)
+        if not records:
+            return
+        records += self._consumer.consume(RECORDS_MAX, 0)
+        grown = set()
+        for (topic, kafka_partition), some in _by_partition(records).items():
+            number = self._names.number(topic, kafka_partition)
+            if self._take(number, topic, kafka_partition, some):
+                grown.add(number)
+        if grown:
+            self._say("")
+            self._deliver(self._on_more, frozenset(grown))
+
+    def _take(self, number: int, topic: str, kafka_partition: int, records: list[Message]) -> bool:
+        found: list[Item] = []
+        end = -1
+        tasks = []
+        for record in records:
+            error = record.error()
+            if error is None:
+                tasks.append(record)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                end = record.offset() or 0
+            else:
+                self._complain(number, error)
+        if tasks:
+            # Outside of the lock: this is where the time goes.
+            found = items(number, topic, kafka_partition, tasks)
+        with self._lock:
+            stretch = self._stretches.get(number)
+            if stretch is None:
+                return False  # it was given up
+            if found:
+                stretch.add(found)
+            news = end >= 0 and stretch.ends_at(number, end)
+            if stretch.is_full and not stretch.paused and self._consumer is not None:
+                stretch.paused = True
+                self._consumer.pause([self._place(number)])
+        return bool(found) or news
+
+    def _complain(self, number: int, error: KafkaError) -> None:
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:
+            with self._lock:
+                stretch = self._stretches.get(number)
+                at = stretch.high if stretch is not None else 0
+            self._is_stuck(number, at, self._low(number))
+        elif error.fatal() or _is_unsupported(error):
+            raise KafkaException(error)
+        else:
+            self._say(f"the consumer group: {error.str()}")
+
+    # --- rebalancing, within a poll ---------------------------------------------------------------------------
+
+    def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        committed = consumer.committed(
+            [TopicPartition(place.topic, place.partition) for place in places], timeout=ASK_S
+        )
+        starts, blocked = [], []
+        for place in committed:
+            if place.error is not None:
+                raise KafkaException(place.error)
+            number = self._names.number(place.topic, place.partition)
+            low = self._low(number)
+            if 0 <= place.offset < low:
+                self._is_stuck(number, place.offset, low)
+                blocked.append(place)
+            elif place.offset < 0:
+                # Nobody ever committed here, or the group slept for so long that Kafka forgot where it was:
+                # from the first that is left. What was executed is known, and is passed.
+                place.offset = low
+            starts.append(TopicPartition(place.topic, place.partition, max(place.offset, low)))
+        consumer.incremental_assign(starts)
+        if blocked:
+            consumer.pause([TopicPartition(place.topic, place.partition) for place in blocked])
+        opened = {
+            self._names.number(start.topic, start.partition): start.offset
+            for start in starts
+            if start.topic is not None
+        }
+        with self._lock:
+            for number, position in opened.items():
+                self._stretches[number] = Stretch(position)
+        self._assigned |= {number: at for number, at in opened.items() if number not in self._stuck}
+        self._tell()
+
+    def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        self._give_up([self._names.number(place.topic, place.partition) for place in places])
+        consumer.incremental_unassign(places)
+
+    def _give_up(self, numbers: list[int]) -> None:
+        with self._lock:
+            for number in numbers:
+                self._stretches.pop(number, None)
+                self._stuck.pop(number, None)
+        for number in numbers:
+            self._assigned.pop(number, None)
+        self._tell()
+
+    def _deliver(self, call: Callable[..., None], *args: object) -> None:
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is leaving
+                loop.call_soon_threadsafe(call, *args)
+
+    def _tell(self) -> None:
+        self._deliver(self._told, self._served, dict(self._assigned))
+
+    def _told(self, life: int, positions: dict[int, int]) -> None:
+        """On the loop. News of a membership that was left meanwhile is none."""
+        if life == self._life:
+            self.positions = positions
+            if self._loop is not None:
+                self._on_change()
+
+    # --- what Kafka deleted ------------------------------------------------------------------------------------
+
+    def _low(self, number: int) -> int:
+        assert self._consumer is not None
+        low, _ = self._consumer.get_watermark_offsets(self._place(number), timeout=ASK_S, cached=False)
+        return int(low)
+
+    def _is_stuck(self, number: int, position: int, low: int) -> None:
+        with self._lock:
+            self._stuck[number] = (position, low)
+        _log.error(
+            "%s: offsets %d to %d were deleted by Kafka before they were run; the partition waits",
+            self._names.shown(number),
+            position,
+            low - 1,
+        )
+        if self._assigned.pop(number, None) is not None:
+            self._tell()
+
+    def _skip_stuck(self) -> None:
+        with self._lock:
+            skips, self._skips = self._skips, set()
+        for number in sorted(skips):
+            place = self._place(number)
+            place.offset = low = self._low(number)
+            assert self._consumer is not None
+            self._consumer.incremental_unassign([self._place(number)])
+            self._consumer.incremental_assign([place])
+            self._consumer.store_offsets(offsets=[place])
+            self._consumer.commit(asynchronous=True)
+            self._uncommitted += 1
+            with self._lock:
+                self._stuck.pop(number, None)
+                self._stretches[number] = Stretch(low)
+            self._assigned[number] = low
+            _log.warning("%s: goes on from %d, as told", self._names.shown(number), low)
+            self._tell()
+
+    # --- callbacks of the client ------------------------------------------------------------------------------
+
+    def _committed(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
+        self._uncommitted -= 1
+        if error is not None and error.code() != KafkaError._NO_OFFSET:
+            # Whoever owns the partition now finds in the ledger what is settled: nothing is lost by it.
+            _log.info("a commit was refused: %s", error.str())
+
+    def _error(self, error: KafkaError) -> None:
+        if _is_unsupported(error) or error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._say(f"Kafka: {error.str()}")
+
+
+def _by_partition(records: list[Message]) -> dict[tuple[str, int], list[Message]]:
+    found: dict[tuple[str, int], list[Message]] = {}
+    for record in records:
+        topic, partition = record.topic(), record.partition()
+        if topic is None or partition is None:
+            error = record.error()
+            raise KafkaException(error) if error is not None else Lost("a record of no partition")
+        found.setdefault((topic, partition), []).append(record)
+    return found
+
+
+def _is_unsupported(error: Exception | KafkaError) -> bool:
+    if isinstance(error, KafkaException):
+        error = error.args[0]
+    return isinstance(error, KafkaError) and error.code() in (
+        KafkaError._UNSUPPORTED_FEATURE,
+        KafkaError.UNSUPPORTED_VERSION,
+    )
