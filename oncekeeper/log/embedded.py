@@ -25,12 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import msgspec
 
 from dedup.ids import Ids, TaskId
 from oncekeeper.envelope import BATCH_TASKS_MAX, TaskBatch, decode_batch, encode_batch
 from oncekeeper.errors import InvalidTask, LogUnusable
 from oncekeeper.log.cut import cut
+from oncekeeper.log.embedded_delayed import EmbeddedDelays
 from oncekeeper.log.embedded_file import connect, log_path, prepare
+from oncekeeper.log.embedded_retention import Retention
 from oncekeeper.log.port import Appended, Aside, Fetched, Item, Located, Undecodable, UnknownAppend, Unsent
 
 PARTITIONS_DEFAULT = 12
@@ -40,7 +43,6 @@ LOCK_TIMEOUT_MS = 10_000
 _SHIFT = 44  # 2**44 offsets a partition; 2**18 partitions fit above them
 _OFFSETS = (1 << _SHIFT) - 1
 _BUSY_MS = 8  # see _begin
-_RETAIN_ROWS = 200  # deleted in one transaction
 
 
 def open_log(
@@ -112,6 +114,8 @@ class EmbeddedLog:
         # Many clients that each submit one task must not all start with the same partition.
         self._turn = random.randrange(partitions)
         database.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+        self._retention = Retention(self._write, self._rows)
+        self.delays = EmbeddedDelays(self)
 
     @property
     def partitions(self) -> int:
@@ -165,37 +169,46 @@ class EmbeddedLog:
     def append(self, batches: Sequence[TaskBatch]) -> list[Appended]:
         """Store batches, all or none, fsynced. Runs are spread over the partitions, keys go by their hash."""
         # All encoding happens before the lock is taken.
-        pieces = []
-        for partition, row in cut(batches, self._partitions, self._turn):
-            message = encode_batch(row)
-            pieces.append((partition, row, google_crc32c.value(message), message))
+        pieces = [_piece(partition, row) for partition, row in cut(batches, self._partitions, self._turn)]
         if not pieces:
             return []
         self._turn = (pieces[-1][0] + 1) % self._partitions
+        with self._write() as database:
+            return self._put(database, pieces)
+
+    def _put(
+        self, database: sqlite3.Connection, pieces: Sequence[tuple[int, TaskBatch, int, bytes]]
+    ) -> list[Appended]:
+        """Rows for (partition, batch, checksum, message), within a transaction."""
         stored_ms = self._clock_ms()
         appended: list[Appended] = []
         rows: list[tuple[int, int, int | None, int, int, bytes]] = []
         keys: list[tuple[bytes, int]] = []
-        with self._write() as database:
-            ends = dict(database.execute("SELECT partition, end FROM partitions"))
-            for partition, row, crc, message in pieces:
-                base = ends[partition]
-                place = partition << _SHIFT | base
-                ends[partition] = base + len(row)
-                first_id = row.ids.runs[0][0] if row.ids.runs else None
-                rows.append((place, len(row), first_id, stored_ms, crc, message))
-                keys.extend((key, place + at) for at, key in enumerate(row.ids.keys))
-                appended.append(Appended(partition, base, len(row)))
-            database.executemany("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", rows)
-            if keys:
-                keys.sort()  # neighbours in the index are written together
-                database.executemany("INSERT INTO keys VALUES (?, ?)", keys)
-            touched = {piece[0] for piece in pieces}
-            database.executemany(
-                "UPDATE partitions SET end = ? WHERE partition = ?",
-                [(ends[partition], partition) for partition in touched],
-            )
+        ends = dict(database.execute("SELECT partition, end FROM partitions"))
+        for partition, row, crc, message in pieces:
+            base = ends[partition]
+            place = partition << _SHIFT | base
+            ends[partition] = base + len(row)
+            first_id = row.ids.runs[0][0] if row.ids.runs else None
+            rows.append((place, len(row), first_id, stored_ms, crc, message))
+            keys.extend((key, place + at) for at, key in enumerate(row.ids.keys))
+            appended.append(Appended(partition, base, len(row)))
+        database.executemany("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", rows)
+        if keys:
+            keys.sort()  # neighbours in the index are written together
+            database.executemany("INSERT INTO keys VALUES (?, ?)", keys)
+        touched = {piece[0] for piece in pieces}
+        database.executemany(
+            "UPDATE partitions SET end = ? WHERE partition = ?",
+            [(ends[partition], partition) for partition in touched],
+        )
         return appended
+
+    def _append_to(
+        self, database: sqlite3.Connection, batches: Sequence[tuple[int, TaskBatch]]
+    ) -> list[Appended]:
+        """Within a transaction, each batch to the partition that it is given with."""
+        return self._put(database, [_piece(partition, batch) for partition, batch in batches])
 
     def commit(self, positions: Mapping[int, int]) -> None:
         """Move committed positions forward. ValueError for one above its partition's end."""
@@ -215,46 +228,10 @@ class EmbeddedLog:
                     )
 
     def retain(self, keep_ms: int, now_ms: int) -> int:
-        """Delete rows that lie wholly below the committed position and were stored keep_ms ago or earlier."""
-        deleted = 0
-        for partition, committed in self.committed().items():
-            while True:
-                count, more = self._retain_some(partition, committed, now_ms - keep_ms)
-                deleted += count
-                if not more:
-                    break
-        return deleted
-
-    def _retain_some(self, partition: int, committed: int, before_ms: int) -> tuple[int, bool]:
-        low = partition << _SHIFT
-        with self._write() as database:
-            rows = database.execute(
-                "SELECT place, count, first_id, stored_ms FROM batches"
-                " WHERE place >= ? AND place < ? ORDER BY place LIMIT ?",
-                (low, low + committed, _RETAIN_ROWS),
-            ).fetchall()
-            old: list[tuple[int, int, int | None]] = []
-            for place, count, first_id, stored_ms in rows:
-                if place + count > low + committed or stored_ms > before_ms:
-                    break
-                old.append((place, count, first_id))
-            for place, _, first_id in old:
-                if first_id is None:
-                    self._forget_keys(place)
-            database.executemany("DELETE FROM batches WHERE place = ?", [(place,) for place, _, _ in old])
-        return sum(count for _, count, _ in old), len(old) == _RETAIN_ROWS
-
-    def _forget_keys(self, place: int) -> None:
-        (message,) = self._database.execute(
-            "SELECT message FROM batches WHERE place = ?", (place,)
-        ).fetchone()
-        try:
-            keys = decode_batch(message).ids.keys
-        except InvalidTask:
-            return  # no key of it can be known; an entry that leads nowhere is passed over by find
-        self._database.executemany(
-            "DELETE FROM keys WHERE key = ? AND place = ?", [(key, place + at) for at, key in enumerate(keys)]
-        )
+        """Delete rows that lie wholly below the committed position, were stored keep_ms ago or earlier, and hold
+        no task that is delayed."""
+        before_ms = now_ms - keep_ms
+        return sum(self._retention.sweep(*position, before_ms) for position in self.committed().items())
 
     # --- reading --------------------------------------------------------------------------------------------
 
@@ -305,6 +282,24 @@ class EmbeddedLog:
                     break
             rows.close()  # an open cursor would hold its snapshot, and the WAL could not be cut back
         return found
+
+    def batch_at(self, partition: int, offset: int, count: int) -> Fetched | Undecodable:
+        """These tasks of one batch, wherever the position is."""
+        place = partition << _SHIFT | offset
+        rows = self._rows(
+            "SELECT place, count, crc, message FROM batches"
+            " WHERE place = (SELECT max(place) FROM batches WHERE place <= ?)",
+            (place,),
+        )
+        for base, length, crc, message in rows:
+            if place + count <= base + length:
+                item = _fetched(partition, base & _OFFSETS, offset, length, crc, message)
+                if isinstance(item, Undecodable):
+                    return msgspec.structs.replace(item, count=count)
+                return Fetched(partition, offset, item.batch.part(0, count))
+        return Undecodable(
+            partition, offset, count, b"", "the log holds no message here: the file is damaged"
+        )
 
     def ends(self) -> dict[int, int]:
         return dict(self._rows("SELECT partition, end FROM partitions"))
@@ -376,6 +371,11 @@ class EmbeddedLog:
                 "DELETE FROM aside WHERE id = ? AND kind = ? AND at_ms = ? AND reason = ? AND message = ?",
                 [(task.id, task.kind, task.at_ms, task.reason, task.message) for task in tasks],
             )
+
+
+def _piece(partition: int, batch: TaskBatch) -> tuple[int, TaskBatch, int, bytes]:
+    message = encode_batch(batch)
+    return partition, batch, google_crc32c.value(message), message
 
 
 def _fetched(

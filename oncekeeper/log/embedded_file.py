@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 
 from oncekeeper.errors import LogUnusable
+from oncekeeper.log import embedded_delayed
 
-FORMAT = 1
+FORMAT = 2
+"""2: with delayed tasks. A file of format 1 is brought up to it when it is opened; what reads format 1 only must
+not open it from then on, because it would take what positions have passed for done."""
 CONNECT_TIMEOUT_S = 10.0  # for the pragmas and for making the tables; afterwards the log has its own
 
 _SCHEMA = """
@@ -90,7 +93,7 @@ def prepare(
         database.execute("BEGIN IMMEDIATE")
         try:
             if not _has_meta(database):  # another process may have made them meanwhile
-                for statement in _SCHEMA.split(";\n"):
+                for statement in (_SCHEMA + embedded_delayed.SCHEMA).split(";\n"):
                     database.execute(statement)
                 database.executemany(
                     "INSERT INTO meta VALUES (?, ?)",
@@ -106,11 +109,31 @@ def prepare(
             raise
         _sync_directory(file.parent)
     meta: dict[str, object] = dict(database.execute("SELECT name, value FROM meta"))
+    if meta.get("format") == 1:
+        meta = _upgrade(database)
     if meta.get("format") != FORMAT:
         raise LogUnusable(
             f"{file}: format {meta.get('format')} is not the format {FORMAT} that this version reads: "
             "use the version of Oncekeeper that wrote it"
         )
+    return meta
+
+
+def _upgrade(database: sqlite3.Connection) -> dict[str, object]:
+    """From format 1 to 2, all or nothing; what ``meta`` says then."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        meta: dict[str, object] = dict(database.execute("SELECT name, value FROM meta"))
+        if meta.get("format") == 1:  # another process may have done it meanwhile
+            for statement in embedded_delayed.SCHEMA.split(";\n"):
+                database.execute(statement)
+            database.execute("UPDATE meta SET value = ? WHERE name = 'format'", (FORMAT,))
+            meta["format"] = FORMAT
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise
     return meta
 
 

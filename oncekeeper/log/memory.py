@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dedup.ids import Ids, TaskId
 from oncekeeper.envelope import TaskBatch, decode_batch, encode_batch
-from oncekeeper.errors import InvalidTask
+from oncekeeper.errors import InvalidTask, LogUnusable
 from oncekeeper.log.cut import cut
-from oncekeeper.log.port import Appended, Aside, Fetched, Item, Located, Undecodable
+from oncekeeper.log.memory_delayed import MemoryDelays
+from oncekeeper.log.port import Appended, Aside, Fetched, Gap, Item, Located, Undecodable
 
 
 class MemoryLog:
@@ -27,6 +28,7 @@ class MemoryLog:
         self._committed = dict.fromkeys(range(partitions), 0)
         self._aside: dict[tuple[TaskId, str], tuple[int, Aside]] = {}
         self._places = 0
+        self.delays = MemoryDelays(self._read_one, self.find, self._append_to)
 
     @property
     def partitions(self) -> int:
@@ -42,12 +44,24 @@ class MemoryLog:
         ]
         appended = []
         for partition, count, message in pieces:
-            base = self._ends[partition]
-            self._rows[partition].append((base, count, self._clock_ms(), message))
-            self._ends[partition] = base + count
+            appended.append(self._put(partition, count, message))
             self._turn = partition + 1
-            appended.append(Appended(partition, base, count))
         return appended
+
+    def _append_to(self, partition: int, batch: TaskBatch) -> Appended:
+        return self._put(partition, len(batch), encode_batch(batch))
+
+    def _put(self, partition: int, count: int, message: bytes) -> Appended:
+        base = self._ends[partition]
+        self._rows[partition].append((base, count, self._clock_ms(), message))
+        self._ends[partition] = base + count
+        return Appended(partition, base, count)
+
+    def _read_one(self, partition: int, offset: int) -> Fetched | Undecodable:
+        (item,) = self.read(partition, offset, 1, 1)
+        if isinstance(item, Gap):
+            raise LogUnusable(f"partition {partition} holds no task at offset {offset}")
+        return item
 
     def read(self, partition: int, offset: int, tasks_max: int, bytes_max: int) -> list[Item]:
         rows = self._rows[partition]
@@ -123,11 +137,14 @@ class MemoryLog:
     def retain(self, keep_ms: int, now_ms: int) -> int:
         deleted = 0
         for partition, rows in enumerate(self._rows):
-            kept = 0
-            for base, count, stored_ms, _ in rows:
+            kept = []
+            for at, (base, count, stored_ms, message) in enumerate(rows):
                 if base + count > self._committed[partition] or stored_ms > now_ms - keep_ms:
+                    kept += rows[at:]
                     break
-                kept += 1
-                deleted += count
-            del rows[:kept]
+                if self.delays.holds(partition, base, base + count):
+                    kept.append((base, count, stored_ms, message))
+                else:
+                    deleted += count
+            self._rows[partition] = kept
         return deleted
