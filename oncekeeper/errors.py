@@ -21,6 +21,15 @@ class InvalidTask(OncekeeperError, ValueError):
         super().__init__(f"{where}: {field}: {rule}" if where else f"{field}: {rule}")
 
 
+class InvalidSchedule(OncekeeperError, ValueError):
+    """A schedule that cannot work: ``field`` is what is wrong, ``rule`` is what it must obey."""
+
+    def __init__(self, field: str, rule: str) -> None:
+        self.field = field
+        self.rule = rule
+        super().__init__(f"{field}: {rule}")
+
+
 class InvalidHandler(OncekeeperError, TypeError):
     """A function that cannot be a handler as it was declared."""
 

@@ -32,6 +32,9 @@ class HandlerInfo(msgspec.Struct, frozen=True, array_like=True):
     retry_delay_ms_max: int
     on_doubt: str  # "rerun", "check", "skip", "hold"
     queue: str
+    schedule: str = ""  # a cron line, or "every 10s", if the code declares one
+    tz: str = ""
+    catch_up: str = "latest"
 
 
 class Work(msgspec.Struct, frozen=True):
