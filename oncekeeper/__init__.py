@@ -9,6 +9,7 @@ from oncekeeper.errors import (
     ApplicationError,
     ClusterUnreachable,
     InvalidHandler,
+    InvalidSchedule,
     InvalidTask,
     LogUnusable,
     NoCluster,
@@ -26,6 +27,7 @@ from oncekeeper.errors import (
 )
 from oncekeeper.handle import Handle, Handles
 from oncekeeper.handlers import CheckStrategy
+from oncekeeper.schedules import every
 
 __all__ = [
     "AlreadyExecuted",
@@ -38,6 +40,7 @@ __all__ = [
     "Handle",
     "Handles",
     "InvalidHandler",
+    "InvalidSchedule",
     "InvalidTask",
     "LogUnusable",
     "NoCluster",
@@ -55,5 +58,6 @@ __all__ = [
     "UnknownTask",
     "checks",
     "current_task",
+    "every",
     "load_app",
 ]

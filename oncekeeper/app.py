@@ -24,6 +24,7 @@ from oncekeeper.envelope import check_options
 from oncekeeper.errors import ApplicationError, InvalidHandler, InvalidTask, SubmitFailed, UnknownSubmit
 from oncekeeper.handle import Handle, Handles
 from oncekeeper.handlers import CheckStrategy, Handler
+from oncekeeper.schedules import Every
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -226,6 +227,9 @@ class App:
         retry_delay_max: float = 300,
         on_doubt: str | CheckStrategy = "hold",
         queue: str = "default",
+        schedule: str | Every | None = None,
+        tz: str = "",
+        catch_up: str = "latest",
     ) -> Decorator: ...
     def task(
         self,
@@ -240,6 +244,9 @@ class App:
         retry_delay_max: float = 300,
         on_doubt: str | CheckStrategy = "hold",
         queue: str = "default",
+        schedule: str | Every | None = None,
+        tz: str = "",
+        catch_up: str = "latest",
     ) -> Any:
         """Make a function a handler of this application: ``@app.task`` or ``@app.task(ttr=60, ...)``.
 
@@ -251,6 +258,9 @@ class App:
         "hold" it for a human (the default: it never runs twice by itself), "rerun" it (for what may happen
         twice), "skip" it (for what may be lost), or "check": ask the function decorated with ``.check``, or a
         strategy such as ``checks.sql(engine)``.
+        ``schedule``: a cron line such as "0 9 * * mon-fri" in the time zone ``tz`` (UTC if none is named), or
+        ``every("10s")``: the cluster calls the function without arguments, once for each of these times.
+        ``catch_up`` says what becomes of those that were missed while no node ran: "none", the "latest", or "all".
         """
 
         def decorate(function: Callable[..., Any]) -> Task[..., Any]:
@@ -265,6 +275,9 @@ class App:
                 retry_delay_max=retry_delay_max,
                 on_doubt=on_doubt,
                 queue=queue,
+                schedule=schedule,
+                tz=tz,
+                catch_up=catch_up,
             )
             self._register(handler)
             return (AsyncTask if handler.is_async else SyncTask)(self, handler)

@@ -15,7 +15,8 @@ from oncekeeper import context
 from oncekeeper.arguments import Arguments, Signature, encode_json
 from oncekeeper.context import CurrentTask
 from oncekeeper.envelope import BODY_BYTES_MAX, TTR_MS_MAX
-from oncekeeper.errors import InvalidHandler, UnencodableResult
+from oncekeeper.errors import InvalidHandler, InvalidSchedule, InvalidTask, UnencodableResult
+from oncekeeper.schedules import Every, check
 
 KINDS = ("io", "cpu")
 LENGTHS = ("short", "long")
@@ -59,6 +60,9 @@ class Handler:
         retry_delay_max: float,
         on_doubt: str | CheckStrategy,
         queue: str,
+        schedule: str | Every | None = None,
+        tz: str = "",
+        catch_up: str = "latest",
     ) -> None:
         _one_of(name, "kind", kind, KINDS)
         _one_of(name, "length", length, LENGTHS)
@@ -76,6 +80,7 @@ class Handler:
         self.retry_delay_ms = round(retry_delay * 1000)
         self.retry_delay_ms_max = round(retry_delay_max * 1000)
         self.queue = queue
+        self.schedule, self.tz, self.catch_up = _schedule(name, schedule, tz, catch_up)
         self.strategy: CheckStrategy | None = None
         self.check_function: Callable[..., Any] | None = None
         if isinstance(on_doubt, str):
@@ -107,6 +112,14 @@ class Handler:
             )
         if self.check_function is not None:
             signature.verify_check(self.check_function)
+        if self.schedule:
+            try:
+                signature.decode(b"{}")
+            except InvalidTask as error:
+                raise InvalidHandler(
+                    f"{self.name}: its schedule calls it without arguments ({error.rule}): give its parameters "
+                    "defaults, or put the schedule with a body: oncekeeper schedule put"
+                ) from None
 
     def info(self) -> dict[str, Any]:
         """The fields of the node's HandlerInfo, by name."""
@@ -121,6 +134,9 @@ class Handler:
             "retry_delay_ms_max": self.retry_delay_ms_max,
             "on_doubt": self.on_doubt,
             "queue": self.queue,
+            "schedule": self.schedule,
+            "tz": self.tz,
+            "catch_up": self.catch_up,
         }
 
     # --- in the worker ----------------------------------------------------------------------------------------
@@ -203,6 +219,17 @@ class Running:
 def _one_of(name: str, field: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InvalidHandler(f"{name}: {field}={value!r} must be one of {', '.join(allowed)}")
+
+
+def _schedule(name: str, schedule: str | Every | None, tz: str, catch_up: str) -> tuple[str, str, str]:
+    if schedule is None:
+        if tz or catch_up != "latest":
+            raise InvalidHandler(f"{name}: tz and catch_up go with a schedule, and there is none")
+        return "", "", catch_up
+    try:
+        return check(schedule, tz, catch_up)
+    except InvalidSchedule as error:
+        raise InvalidHandler(f"{name}: {error}") from None
 
 
 def _within(name: str, field: str, value: float, low: float, high: float, unit: str) -> None:

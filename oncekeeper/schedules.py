@@ -136,7 +136,7 @@ def parse(when: str, zone: str = "") -> Timing:
     except CronSimError as error:
         raise InvalidSchedule("schedule", f"{when!r}: {_said(when, error)}") from None
     if first is None:
-        raise InvalidSchedule("schedule", f"{when!r} never fires: no day of fifty years fits it")
+        raise InvalidSchedule("schedule", f"{when!r}: never fires: no day of fifty years fits it")
     return cron
 
 

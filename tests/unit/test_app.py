@@ -89,6 +89,9 @@ def test_the_safe_policy_is_the_default(app: App) -> None:
         "retry_delay_ms_max": 300_000,
         "on_doubt": "hold",
         "queue": "default",
+        "schedule": "",
+        "tz": "",
+        "catch_up": "latest",
     }
 
 
