@@ -24,6 +24,7 @@ unit property contract cluster: $(STAMP)
 # On real brokers, which are got once and die with the tests.
 kafka-tests: $(STAMP)
 	tools/get-kafka >/dev/null
+	tools/get-toxiproxy >/dev/null
 	$(BIN)/python -m pytest -q tests/kafka
 
 # The smoke set of the fault suite on real nodes, and what checks the checkers.
