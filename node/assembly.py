@@ -15,11 +15,12 @@ from typing import Any
 from node.cluster import UNBORN, http_token, read_secret
 from node.config import ConfigError, NodeConfig
 from node.facade import NodeFacade
+from node.grouplog import GroupLog
 from node.http.peers import PeerClient
 from node.http.server import HttpServer
 from node.logging import set_up_logging
 from node.logthread import LogThread
-from node.parts import Parts
+from node.parts import LogPart, Parts
 from node.records import Records, RecordsLimits
 from node.service import Service
 from node.session import next_incarnation
@@ -29,7 +30,7 @@ from node.workers.events import PoolEvent, PoolSettings
 from node.workers.pools import WorkerPools
 from node.workers.port import Report
 from node.workers.testimony import Evidence, forget, incarnations, read_testimony
-from oncekeeper.log.embedded import open_log
+from oncekeeper.log.opening import plugin_of
 from raft.engine import Limits
 from raft.ledger import Ledger
 from raft.replica import Replica, ReplicaConfig, ReplicaStatus
@@ -66,6 +67,26 @@ class LoopbackWake:
         self._waker.close()
         if self._transport is not None:
             self._transport.close()
+
+
+class NobodyWakes:
+    """A log that tells its readers by itself what is new."""
+
+    async def listen(self, on_wake: Callable[[frozenset[int] | None], None]) -> None:
+        pass
+
+    def wake(self, partitions: Iterable[int]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def log_part(config: NodeConfig) -> LogPart:
+    plugin, place = plugin_of(config.log), config.log_place
+    if plugin.is_of_one_machine:
+        return LogThread(lambda: plugin.open(place, create=True))
+    return GroupLog(plugin, place)
 
 
 class WorkJournals:
@@ -165,16 +186,12 @@ def real_parts(config: NodeConfig, secret: bytes) -> Parts:
     return Parts(
         config=config,
         clock=SystemClock(),
-        log=LogThread(
-            lambda: open_log(
-                config.cluster_dir, create=True, partitions=config.partitions, cluster_id=config.cluster_id
-            )
-        ),
+        log=log_part(config),
         records=Records.open(
             config.data_dir / "history.db",
             RecordsLimits(keep_ms=config.history_keep_ms, rows_max=config.history_queue_max),
         ),
-        wake=LoopbackWake(config),
+        wake=LoopbackWake(config) if plugin_of(config.log).is_of_one_machine else NobodyWakes(),
         evidence=WorkJournals(config),
         slots={
             "cpu": settings.cpu_workers or settings.io_workers * settings.io_threads,

@@ -31,7 +31,6 @@ from node.config import (
     Peer,
     check_app,
     check_environment,
-    check_log,
     parse_config,
     read_shared,
 )
@@ -97,16 +96,18 @@ def create(
     nodes: int,
     app: str,
     app_dir: Path,
-    log: str = "embedded",
+    log_settings: Mapping[str, object] | None = None,
     settings: Mapping[str, object] | None = None,
     tls: bool = True,
     http_tls: bool = HTTP_TLS_DEFAULT,
 ) -> Cluster:
-    """Make a data directory. ``settings`` go to every node.toml. All is checked before it is written."""
+    """Make a data directory. ``log_settings`` go to cluster.json, ``settings`` to every node.toml.
+
+    All is checked before anything is written.
+    """
     if not 1 <= nodes <= NODES_MAX:
         raise ConfigError(f"nodes={nodes} must be from 1 to {NODES_MAX}: every node votes", "nodes")
     check_app(app)
-    check_log(log)
     if directory.exists() and not directory.is_dir():
         raise ClusterError(f"{directory}: is a file; name a directory")
     if directory.exists() and any(directory.iterdir()):
@@ -120,8 +121,9 @@ def create(
         "cluster_id": secrets.token_hex(16),
         "app": app,
         "app_dir": str(app_dir.absolute()),
-        "log": log,
+        "log": "embedded",
         "partitions": 12,
+        **(log_settings or {}),
         "bloom_seed": secrets.randbits(32),
         "session_timeout_ms": 4000,
         "tls": tls,

@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from node.addresses import (
     NODE_ID,
@@ -29,6 +29,9 @@ from node.addresses import (
     parse_peers,
     parse_port,
 )
+
+if TYPE_CHECKING:
+    from oncekeeper.log.opening import Place
 
 __all__ = [
     "Address",
@@ -85,7 +88,17 @@ SETTINGS = {
     "app": Setting("MODULE:APP whose handlers run here; empty: this node only votes and serves"),
     "app_dir": Setting("directory that is put first on the import path for the application"),
     "log": Setting("the task log", shared=True),
-    "partitions": Setting("partitions of the embedded log", 1, 4096, shared=True),
+    "partitions": Setting(
+        "partitions of the task log; on Kafka, of each queue's topic", 1, 4096, shared=True
+    ),
+    "kafka_replication": Setting(
+        "copies of each partition on Kafka; 0: as many as brokers, three at most", 0, 32
+    ),
+    "kafka_acks": Setting("what a send waits for on Kafka: all, or 1 (faster; a broker's loss may lose it)"),
+    "kafka_properties": Setting(
+        "file of librdkafka's own settings (KEY=VALUE lines), readable by its owner alone"
+    ),
+    "kafka_protocol": Setting("how nodes share partitions on Kafka: consumer, classic, or auto"),
     "bloom_seed": Setting("seed of the Bloom filter; drawn for each cluster", 0, 2**32 - 1, shared=True),
     "consumes": Setting("whether this node takes tasks from the log"),
     "session_timeout_ms": Setting("ledger time without a heartbeat until the session lapses", 200, 590_000),
@@ -129,6 +142,10 @@ class NodeConfig:
     app_dir: Path = Path()
     log: str = "embedded"
     partitions: int = 12
+    kafka_replication: int = 0
+    kafka_acks: str = "all"
+    kafka_properties: str = ""
+    kafka_protocol: str = "auto"
     bloom_seed: int = 0
     consumes: bool = True
     session_timeout_ms: int = 4000
@@ -146,6 +163,22 @@ class NodeConfig:
     crash_at: str = ""
     journal_entries_max: int = 100_000
     record_history: str = ""
+
+    @property
+    def log_place(self) -> Place:
+        from oncekeeper.log.opening import Place
+
+        return Place(
+            url=self.log,
+            directory=self.cluster_dir,
+            cluster_id=self.cluster_id,
+            partitions=self.partitions,
+            replication=self.kafka_replication,
+            acks=self.kafka_acks,
+            settings_file=str(self.cluster_dir / self.kafka_properties) if self.kafka_properties else "",
+            protocol=self.kafka_protocol,
+            index_dir=self.data_dir,
+        )
 
     @property
     def secret_path(self) -> Path:
@@ -403,7 +436,8 @@ def _check_together(config: NodeConfig) -> None:
     _check_exposure(config)
     if config.raft == config.http:
         raise ConfigError(f"raft={config.raft} and http={config.http} must be two ports", "raft")
-    check_log(config.log)
+    if config.log != "embedded":  # which is always there: commands that only ask need not load any log
+        check_log(config.log_place)
     check_crash_at(config.crash_at)
 
 
@@ -435,18 +469,16 @@ def check_app(app: str) -> None:
         raise ConfigError(f"app={app!r} must be MODULE:APP, as in shop.tasks:app", "app")
 
 
-def check_log(log: str) -> None:
-    """A log's scheme must be a plugin that is installed."""
-    scheme = log.partition(":")[0]
-    if scheme == "embedded":
-        return
-    from importlib.metadata import entry_points
+def check_log(place: Place) -> None:
+    """A log's scheme must be a plugin that is installed, and the rest be as that one wants it."""
+    from oncekeeper.errors import LogUnusable
+    from oncekeeper.log.opening import plugin_of
 
-    installed = sorted({"embedded"} | set(entry_points(group="oncekeeper.logs").names))
-    if scheme not in installed:
-        raise ConfigError(
-            f"log={log!r} names no task log that is installed (there are: {', '.join(installed)})", "log"
-        )
+    try:
+        plugin_of(place.url).check(place)
+    except (LogUnusable, ValueError) as error:
+        field = str(error).partition("=")[0]
+        raise ConfigError(str(error), field if field in SETTINGS else "log") from None
 
 
 def show(config: NodeConfig) -> dict[str, object]:

@@ -1,8 +1,8 @@
 """The client: submits tasks, and asks nodes about them.
 
-With a data directory of this machine it writes the embedded log itself, durably, and then wakes the nodes; that
-works with all nodes down. With addresses it sends tasks to a node. Ids are fixed before the first attempt to
-send, so sending again after an unknown outcome is safe: the cluster runs an id once.
+With a cluster's data directory it writes the task log itself, durably, and wakes the nodes where the log is this
+machine's; that works with all nodes down. With addresses it sends tasks to a node. Ids are fixed before the first
+attempt to send, so sending again after an unknown outcome is safe: the cluster runs an id once.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from oncekeeper.envelope import UNDECODABLE, TaskBatch, check_body, check_option
 from oncekeeper.errors import (
     ClusterUnreachable,
     InvalidTask,
+    LogUnusable,
     NoCluster,
     Refused,
     ResultLost,
@@ -36,8 +37,8 @@ from oncekeeper.errors import (
 )
 from oncekeeper.handle import Handle, Handles, program
 from oncekeeper.idsource import IdSource
-from oncekeeper.log.embedded import EmbeddedLog, open_log
-from oncekeeper.log.port import UnknownAppend, Unsent
+from oncekeeper.log.opening import LogPlugin, plugin_of
+from oncekeeper.log.port import TaskLog, UnknownAppend, Unsent
 
 if TYPE_CHECKING:
     import httpx
@@ -68,15 +69,19 @@ class Client:
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.cluster = cluster if isinstance(cluster, Cluster) else find_cluster(cluster)
-        if self.cluster.directory is not None and self.cluster.log != "embedded":
-            raise NoCluster(f"{self.cluster}: log={self.cluster.log!r} is not one that this client can write")
+        self._plugin: LogPlugin | None = None
+        if self.cluster.log is not None:
+            try:
+                self._plugin = plugin_of(self.cluster.log.url)
+            except LogUnusable as error:
+                raise NoCluster(f"{self.cluster}: {error}") from error
         self._timeout_s = timeout_s
         self._start()
 
     def _start(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()  # over the log and the making of connections
-        self._log: EmbeddedLog | None = None
+        self._log: TaskLog | None = None
         self._http: httpx.Client | None = None
         self._socket: socket.socket | None = None
         self._first = 0  # the address that answered last
@@ -218,8 +223,10 @@ class Client:
                 )
             )
             at += len(part)
-        if self.cluster.directory is not None:
-            self.wake(self._append(batches, ids))
+        if self._plugin is not None:
+            grown = self._append(batches, ids)
+            if self._plugin.is_of_one_machine:
+                self.wake(grown)
         else:
             self._post(batches, ids)
         return ids
@@ -228,8 +235,9 @@ class Client:
         """The partitions that grew."""
         with self._lock:
             if self._log is None:
-                assert self.cluster.directory is not None
-                self._log = open_log(self.cluster.directory, cluster_id=self.cluster.cluster_id)
+                assert self._plugin is not None
+                assert self.cluster.log is not None
+                self._log = self._plugin.open(self.cluster.log, create=False)
             try:
                 appended = self._log.append(batches)
             except Unsent as error:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from oncekeeper.errors import NoCluster
+from oncekeeper.log.opening import Place
 
 CLUSTER_FORMAT = 1
 CLUSTER_VARIABLE = "ONCEKEEPER_CLUSTER"
@@ -36,6 +37,8 @@ class ClusterFile(msgspec.Struct, frozen=True, kw_only=True):
     cluster_id: str
     log: str = "embedded"
     partitions: int = 12
+    kafka_acks: str = "all"
+    kafka_properties: str = ""  # relative to the file's directory
     http_tls: bool = False
     certs_dir: str = "certs"  # relative to the file's directory
     nodes: dict[str, NodeAddress]
@@ -50,7 +53,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     ca: str = ""
     """The file of the authorities that a node's certificate must come from; empty: those of this machine."""
     cluster_id: str = ""
-    log: str = ""
+    log: Place | None = None
+    """None: reached by addresses only, tasks are sent to a node."""
     wake_ports: tuple[int, ...] = ()
 
     def __str__(self) -> str:
@@ -141,6 +145,13 @@ def _by_directory(directory: Path) -> Cluster:
         token=http_token(secret),
         ca=str(directory.resolve() / found.certs_dir / "ca.pem") if found.http_tls else "",
         cluster_id=found.cluster_id,
-        log=found.log,
+        log=Place(
+            url=found.log,
+            directory=directory.resolve(),
+            cluster_id=found.cluster_id,
+            partitions=found.partitions,
+            acks=found.kafka_acks,
+            settings_file=str(directory.resolve() / found.kafka_properties) if found.kafka_properties else "",
+        ),
         wake_ports=tuple(node.wake for node in found.nodes.values() if node.wake),
     )

@@ -30,7 +30,7 @@ class _Ids(IdSource):
 class InMemoryClient(Client):
     def __init__(self, memory: InMemoryCluster) -> None:
         self._memory = memory
-        super().__init__(Cluster(directory=None, urls=("memory",), token="", log="memory"))
+        super().__init__(Cluster(directory=None, urls=("memory",), token=""))
 
     def _start(self) -> None:
         super()._start()

@@ -31,7 +31,22 @@ def up(
     app_dir: Annotated[
         Path | None, typer.Option(help="Where MODULE is; by default the current directory.")
     ] = None,
-    log: Annotated[str | None, typer.Option("--log", help="The task log; embedded by default.")] = None,
+    log: Annotated[
+        str | None, typer.Option("--log", help="The task log: embedded, or kafka://HOST:PORT,…/PREFIX.")
+    ] = None,
+    partitions: Annotated[
+        int | None, typer.Option(help="Of a new task log; on Kafka, of each queue's topic. 12 by default.")
+    ] = None,
+    kafka_properties: Annotated[
+        Path | None, typer.Option(help="For a new directory: a file of librdkafka settings (TLS, SASL).")
+    ] = None,
+    kafka_replication: Annotated[
+        int | None,
+        typer.Option(help="Copies of each partition; by default as many as brokers, three at most."),
+    ] = None,
+    kafka_acks: Annotated[
+        str | None, typer.Option(help="What a send waits for: all (default), or 1.")
+    ] = None,
     dir: DirOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when the cluster takes work.")] = False,
     restart: Annotated[
@@ -55,7 +70,15 @@ def up(
         raise Locked(
             f"the cluster in {directory} is up already (its supervisor is process {lock_holder(lock)})"
         )
-    cluster = prepare(directory, nodes=nodes, app=app, app_dir=app_dir, log=log, tls=tls)
+    settings = {
+        "log": log,
+        "partitions": partitions,
+        "kafka_properties": None if kafka_properties is None else str(kafka_properties.absolute()),
+        "kafka_replication": kafka_replication,
+        "kafka_acks": kafka_acks,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    cluster = prepare(directory, nodes=nodes, app=app, app_dir=app_dir, log=given, tls=tls)
     for name in cluster.peers:
         if not is_held(cluster.node_lock(name)):
             refuse_taken_ports(cluster, name)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from node.cli.output import BAD_USAGE, CliError
 from node.cluster import Cluster, create, exists, is_held, open_cluster, set_app, signal_holder
 from node.config import check_app, load_config
 from node.supervisor import child_environment
+from oncekeeper.errors import LogUnusable
+from oncekeeper.log.opening import open_place
 
 POLL_S = 0.05
 OUTPUT_LINES = 12
@@ -56,7 +59,7 @@ def prepare(
     nodes: int | None,
     app: str | None,
     app_dir: Path | None,
-    log: str | None,
+    log: Mapping[str, object],
     tls: bool = True,
 ) -> Cluster:
     """Make the directory, or open the one that is there (and give it another application, if one is named)."""
@@ -65,16 +68,25 @@ def prepare(
             raise CliError(f"app is missing: {directory} is new, so say --app MODULE:APP", BAD_USAGE)
         from_dir = (app_dir or Path.cwd()).resolve()
         check_application(app, from_dir)
-        return create(
+        is_new = not directory.exists()
+        cluster = create(
             directory,
             nodes=nodes or 3,
             app=app,
             app_dir=from_dir,
-            log=log or "embedded",
+            log_settings=log,
             tls=tls,
             http_tls=tls,
         )
+        try:
+            _open_log(cluster)
+        except LogUnusable:
+            if is_new:
+                shutil.rmtree(directory)
+            raise
+        return cluster
     cluster = open_cluster(directory)
+    _refuse_other_log(cluster, log)
     if nodes is not None and nodes != len(cluster.peers):
         raise CliError(
             f"nodes={nodes}: {directory} was made with {len(cluster.peers)} nodes, and members cannot be "
@@ -89,6 +101,23 @@ def prepare(
     if (wanted, from_dir) != (cluster.app, cluster.app_dir):
         return set_app(cluster, wanted, from_dir)
     return cluster
+
+
+def _open_log(cluster: Cluster) -> None:
+    """Make it, or check the one that is there, where a person sees what is wrong."""
+    place = load_config(cluster.config_path(next(iter(cluster.peers)))).log_place
+    open_place(msgspec.structs.replace(place, index_dir=None), create=True).close()
+
+
+def _refuse_other_log(cluster: Cluster, log: Mapping[str, object]) -> None:
+    config = load_config(cluster.config_path(next(iter(cluster.peers))))
+    for name, value in log.items():
+        standing = getattr(config, name)
+        if value != standing:
+            raise CliError(
+                f"{name}={value}: {cluster.dir} was made with {name}={standing}, and its tasks are in that log",
+                BAD_USAGE,
+            )
 
 
 # --- up -------------------------------------------------------------------------------------------

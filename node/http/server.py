@@ -23,6 +23,7 @@ from node.http.openapi import document
 from node.http.routes import ROUTES, Handler, Route
 from node.http.wire import BODY_BYTES_MAX, REFUSED, ApiError, reply
 from node.tls import NodeTls
+from oncekeeper.errors import LogUnusable
 
 _log = logging.getLogger("oncekeeper.http")
 
@@ -104,7 +105,7 @@ class HttpServer:
             return await handler(request)
         except ApiError as error:
             return error.response()
-        except Unavailable as error:
+        except (Unavailable, LogUnusable) as error:
             return ApiError(503, str(error), None, unknown=False).response()
         except OutcomeUnknown as error:
             return ApiError(504, str(error), None, unknown=True).response()

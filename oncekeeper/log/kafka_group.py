@@ -135,7 +135,7 @@ class Group:
     """
 
     def __init__(self, settings: Mapping[str, Any], names: Names, *, protocol: str = "auto") -> None:
-        self.positions: dict[int, int] = {}
+        self.positions: Mapping[int, int] = {}
         """The partitions that are ours, each from where we have it; changed on the loop, before on_change."""
         self.trouble = ""
         self.protocol = NEW if protocol == "auto" else protocol
@@ -177,6 +177,16 @@ class Group:
             self.positions = {}
 
     def read(self, partition: int, offset: int, tasks_max: int, bytes_max: int) -> list[Item]:
+        """What was fetched, from ``offset`` on; what lies below may be forgotten."""
+        try:
+            return self._read(partition, offset, tasks_max, bytes_max)
+        except Lost as error:
+            self._say(f"the consumer group: {error}; joining again")
+            self.want(False)
+            self._on_change()  # whoever listens takes back what was assigned, and wants to be a member again
+            return []
+
+    def _read(self, partition: int, offset: int, tasks_max: int, bytes_max: int) -> list[Item]:
         with self._lock:
             stretch = self._stretches.get(partition)
             if stretch is None or partition in self._stuck:
@@ -262,7 +272,7 @@ class Group:
         settings = {
             **self._settings,
             **_OURS,
-            "group.id": self._names.prefix,
+            "group.id": self._names.group,
             "group.protocol": self.protocol,
         }
         if self.protocol == CLASSIC:

@@ -1,0 +1,100 @@
+"""A task log that is elsewhere (Kafka), as the loop uses it: buffers to read from, threads for all else.
+
+The handles are opened when they are first used, and again after they failed: a node votes, answers and keeps its
+session while the log cannot be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from node.parts import GroupPart
+from oncekeeper.errors import LogUnusable
+from oncekeeper.log.opening import LogPlugin, Place
+from oncekeeper.log.port import Item, TaskLog
+
+T = TypeVar("T")
+
+
+class GroupReader:
+    """The partitions that are ours, out of the group's buffers."""
+
+    def __init__(self, group: Any, partitions: int) -> None:
+        self._group = group
+        self._partitions = partitions
+
+    @property
+    def partitions(self) -> int:
+        return self._partitions
+
+    def read(self, partition: int, offset: int, tasks_max: int, bytes_max: int) -> list[Item]:
+        items: list[Item] = self._group.read(partition, offset, tasks_max, bytes_max)
+        return items
+
+    def committed(self) -> dict[int, int]:
+        return dict(self._group.positions)
+
+
+class _Handle:
+    """One thread, and the log as it has it open."""
+
+    def __init__(self, name: str, open_log: Callable[[], TaskLog]) -> None:
+        self._open = open_log
+        self._log: TaskLog | None = None
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+
+    async def run(self, work: Callable[[TaskLog], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._work, work)
+
+    def _work(self, work: Callable[[TaskLog], T]) -> T:
+        if self._log is None:
+            self._log = self._open()
+        return work(self._log)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        if self._log is not None:
+            self._log.close()
+
+
+class _Committing:
+    """A TaskLog whose positions are the group's to commit: only a member may, and only its own partitions."""
+
+    def __init__(self, log: TaskLog, group: Any) -> None:
+        self._log = log
+        self._group = group
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def commit(self, positions: Mapping[int, int]) -> None:
+        self._group.commit(positions)
+
+
+class GroupLog:
+    """LogPart (node/parts.py) over a plugin that has a group."""
+
+    def __init__(self, plugin: LogPlugin, place: Place) -> None:
+        group = plugin.group(place)
+        if group is None:
+            raise LogUnusable(f"log={place.url!r} has no group that assigns partitions")
+        self._member = group
+        self.group: GroupPart = group
+        self.reader = GroupReader(group, place.partitions)
+        # One reads and one writes: a search through the log must not keep dead letters and commits waiting.
+        self._writer = _Handle("log", lambda: _Committing(plugin.open(place, create=True), group))
+        self._looker = _Handle("look", lambda: plugin.open(place, create=False))
+
+    async def run(self, work: Callable[[TaskLog], T]) -> T:
+        return await self._writer.run(work)
+
+    async def look(self, work: Callable[[TaskLog], T]) -> T:
+        return await self._looker.run(work)
+
+    def close(self) -> None:
+        self._member.close()
+        self._writer.close()
+        self._looker.close()
