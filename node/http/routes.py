@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from aiohttp import web
 
 from node.facade import NodeFacade
-from node.http import listing, status, steer, submit, tasks
-from node.http.submit import Submission
+from node.http import listing, schedules, status, steer, submit, tasks
 
 Handler = Callable[[NodeFacade, web.Request], Awaitable[web.Response]]
 Schema = dict[str, Any]
@@ -135,6 +134,25 @@ NODE = thing(
     ledger_digest=TEXT,
     error=TEXT,
 )
+SCHEDULE = thing(
+    name=TEXT,
+    schedule=TEXT,
+    tz=maybe(TEXT),
+    handler=TEXT,
+    queue=TEXT,
+    body={"type": "object"},
+    ttr_ms=NUMBER,
+    catch_up={"type": "string", "enum": ["none", "latest", "all"]},
+    owner={"type": "string", "enum": ["code", "hand"]},
+    by=maybe(TEXT),
+    paused=FLAG,
+    revision=NUMBER,
+    last=maybe(TEXT),
+    next=maybe(TEXT),
+    fired=NUMBER,
+    missed=NUMBER,
+    error=maybe(TEXT),
+)
 WHO = thing(("by",), by={**TEXT, "description": "who does it, for the task's story"})
 
 
@@ -240,19 +258,44 @@ ROUTES: tuple[Route, ...] = (
           thing(queue=TEXT, paused=FLAG), body=WHO, errors=CHANGE),
     Route("POST", "/v1/queues/{queue}/resume", "resume", "Let a queue go on", "",
           thing(queue=TEXT, paused=FLAG), body=WHO, errors=CHANGE),
+    Route("GET", "/v1/schedules", "schedules", "Schedules",
+          "Those that the application declares (`owner`: code) and those that were put by hand. `next` is by this"
+          " node's clock; `missed` firings were left out by `catch_up`; `error` says why one cannot fire here.",
+          thing(schedules=many(SCHEDULE), stale=FLAG)),
+    Route("GET", "/v1/schedules/{name}", "schedule", "One schedule", "", SCHEDULE, errors=(400, 404)),
+    Route("PUT", "/v1/schedules/{name}", "put_schedule", "Make a schedule, or change it",
+          "`schedule` is a cron line of five fields in the time zone `tz`, or an interval such as `every 10s`. It"
+          " fires for times after now only. 409: the application's code declares one of this name.",
+          SCHEDULE, body=thing(("tz", "body", "queue", "ttr_ms", "catch_up", "by"), schedule=TEXT, tz=TEXT,
+                               handler=TEXT, body={"type": "object"}, queue=maybe(TEXT), ttr_ms=NUMBER,
+                               catch_up={"type": "string", "enum": ["none", "latest", "all"]}, by=TEXT),
+          errors=CHANGE),
+    Route("DELETE", "/v1/schedules/{name}", "delete_schedule", "Delete a schedule",
+          "What has fired still runs. 409: the application's code declares it.",
+          thing(name=TEXT, deleted=FLAG), (Param("by", TEXT, "who does it"),), errors=(404, *CHANGE)),
+    Route("POST", "/v1/schedules/{name}/pause", "pause_schedule", "Fire no more", "", SCHEDULE, body=WHO,
+          errors=(404, *CHANGE)),
+    Route("POST", "/v1/schedules/{name}/resume", "resume_schedule", "Fire again",
+          "From now on: what was due during the pause was not missed, it was not wanted.", SCHEDULE, body=WHO,
+          errors=(404, *CHANGE)),
+    Route("POST", "/v1/schedules/{name}/fire", "fire_schedule", "Fire once more, now",
+          "Submits the schedule's task, paused or not; its times are not touched. With an `id` of your own (POST"
+          " /v1/ids), asking again is safe.",
+          thing(name=TEXT, id=TEXT), body=thing(("id", "by"), id=maybe(TEXT), by=TEXT), errors=(404, *CHANGE)),
     Route("GET", "/v1/handlers", "handlers", "What the application registers", "",
           thing(app=TEXT, handlers=many(thing(name=TEXT, kind=TEXT, length=TEXT, on_doubt=TEXT, queue=TEXT)))),
 )  # fmt: skip
 
 
 def handlers(node: NodeFacade) -> dict[str, Handler]:
+    submission = submit.Submission(node)
     return {
         "health": status.get_health,
         "node": status.get_node,
         "nodes": status.get_nodes,
         "status": status.get_status,
         "ids": submit.post_ids,
-        "submit": Submission(node).post,
+        "submit": submission.post,
         "list": listing.get_tasks,
         "task": tasks.get_task,
         "why": tasks.get_why,
@@ -264,5 +307,12 @@ def handlers(node: NodeFacade) -> dict[str, Handler]:
         "queues": steer.get_queues,
         "pause": steer.post_pause,
         "resume": steer.post_resume,
+        "schedules": schedules.get_schedules,
+        "schedule": schedules.get_schedule,
+        "put_schedule": schedules.put_schedule,
+        "delete_schedule": schedules.delete_schedule,
+        "pause_schedule": schedules.pause_schedule,
+        "resume_schedule": schedules.resume_schedule,
+        "fire_schedule": schedules.FireNow(submission).post,
         "handlers": steer.get_handlers,
     }

@@ -98,13 +98,22 @@ class Submission:
             messages, bulk = await asyncio.to_thread(_messages, request, raw, queues)
         else:
             messages, bulk = _messages(request, raw, queues)
-        self._check_handlers(messages, bulk)
-        await self._check_bodies(messages, bulk)
+        ids, duplicates = await self.take(messages, bulk)
+        return reply({"ids": ids, "duplicates": duplicates})
+
+    async def take(self, messages: list[Message], bulk: bool) -> tuple[list[str], int]:
+        """Check and store messages; their ids, and how many were known. ApiError as above."""
+        await self.check(messages, bulk)
         await self._check_ids(messages, bulk)
         messages = await self._with_ids(messages)
         fresh_ones, duplicates = self._without_known(messages)
         await self._append(fresh_ones, messages)
-        return reply({"ids": [_id_text(message) for message in messages], "duplicates": duplicates})
+        return [_id_text(message) for message in messages], duplicates
+
+    async def check(self, messages: Sequence[Message], bulk: bool) -> None:
+        """Whether the application has their handlers, and these take their bodies."""
+        self._check_handlers(messages, bulk)
+        await self._check_bodies(messages, bulk)
 
     # --- checks --------------------------------------------------------------------------------------------
 

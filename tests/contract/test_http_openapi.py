@@ -50,12 +50,12 @@ def test_operations_are_named_once() -> None:
 def test_an_operation_has_the_shape_that_openapi_asks_for(
     path: str, method: str, operation: dict[str, Any]
 ) -> None:
-    assert method in ("get", "post")
+    assert method in ("get", "post", "put", "delete")
     assert operation["summary"]
     named = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
     assert named == set(re.findall(r"{(\w+)}", path))
     assert len({(one["in"], one["name"]) for one in operation["parameters"]}) == len(operation["parameters"])
-    assert ("requestBody" in operation) <= (method == "post")
+    assert ("requestBody" in operation) <= (method in ("post", "put"))
     for status, response in operation["responses"].items():
         assert re.fullmatch(r"[2-5]\d\d", status)
         assert response["description"]
@@ -85,6 +85,12 @@ def test_what_is_answered_fits_what_is_documented(node: FakeNode) -> None:
         "rule": ("/v1/suspects/rule", {"ids": ["4"], "verdict": "executed"}),
         "pause": ("/v1/queues/mail/pause", None),
         "resume": ("/v1/queues/mail/resume", None),
+        "schedule": ("/v1/schedules/tick", None),
+        "put_schedule": ("/v1/schedules/put", {"schedule": "every 1h", "handler": "shop.charge"}),
+        "delete_schedule": ("/v1/schedules/gone", None),
+        "pause_schedule": ("/v1/schedules/tick/pause", None),
+        "resume_schedule": ("/v1/schedules/tick/resume", None),
+        "fire_schedule": ("/v1/schedules/tick/fire", None),
     }
 
     async def test(call: Caller) -> None:
@@ -92,6 +98,10 @@ def test_what_is_answered_fits_what_is_documented(node: FakeNode) -> None:
         session = node.join()
         node.settle(session, one(2), Result.DONE)
         node.settle(session, one(4), Result.DOUBT)
+        for name in ("tick", "gone"):
+            await call.ask(
+                "PUT", f"/v1/schedules/{name}", json={"schedule": "* * * * *", "handler": "shop.charge"}
+            )
         for route in ROUTES:
             path, body = examples.get(route.handler, (route.path, None))
             answer = await call.ask(route.method, path, **({} if body is None else {"json": body}))
