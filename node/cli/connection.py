@@ -52,6 +52,9 @@ class Api:
     def post(self, path: str, body: object = None) -> Any:
         return self.ask("POST", path, msgspec.json.encode(body if body is not None else {}))
 
+    def put(self, path: str, body: object) -> Any:
+        return self.ask("PUT", path, msgspec.json.encode(body))
+
     def post_lines(self, path: str, lines: list[bytes]) -> Any:
         return self.ask("POST", path, b"\n".join(lines) + b"\n", "application/x-ndjson")
 
@@ -115,7 +118,7 @@ class Api:
                 )
             self._open[target] = connection
         headers = {"Authorization": f"Bearer {self._token}"}
-        if method == "POST":
+        if method in ("POST", "PUT"):
             headers["Content-Type"] = kind
         connection.request(method, path, body or None, headers)
         response = connection.getresponse()

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from node.cli import benches, certs, clusters, demos, queues, suspects, tasks, watching
+from node.cli import benches, certs, clusters, demos, queues, schedules, suspects, tasks, watching
 from node.cli.output import BAD_USAGE, DONE, FAILED, INTERRUPTED, CliError, note, print_json
 from node.cluster import ClusterError
 from node.config import ConfigError
@@ -44,6 +44,7 @@ def build(asked: str = "") -> typer.Typer:
     program.command("why")(tasks.why)
     program.add_typer(suspects.suspect_app, name="suspect")
     program.add_typer(queues.queue_app, name="queue")
+    program.add_typer(schedules.schedule_app, name="schedule")
     ours = {each.name for each in program.registered_commands} | {
         each.name for each in program.registered_groups
     }

@@ -128,13 +128,14 @@ def _same_tasks(
         raise CliError(f"count={count} must be from 1 to {COUNT_MAX}", BAD_USAGE)
     if key is not None and count != 1:
         raise CliError(f"key={key} names one task, so count={count} must be 1", BAD_USAGE)
-    message = common | {"body": _body(body)}
+    message = common | {"body": body_of(body)}
     if key is not None:
         message["key"] = key
     return (dict(message) for _ in range(count))
 
 
-def _body(text: str | None) -> object:
+def body_of(text: str | None) -> object:
+    """What ``--body`` says; CliError if that is no object."""
     if text is None:
         return {}
     try:

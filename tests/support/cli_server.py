@@ -56,7 +56,7 @@ def serving(answers: dict[str, Answer]) -> Iterator[FakeNode]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = _serve
+        do_GET = do_POST = do_PUT = do_DELETE = _serve
 
         def log_message(self, format: str, *args: object) -> None:
             pass
