@@ -6,6 +6,8 @@ Loaded by the command line through the entry point group ``oncekeeper.commands``
 from __future__ import annotations
 
 import signal
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,18 +57,16 @@ def up(
         kafka.start(attached=False, timeout_s=timeout)
         _tell_up(kafka, json)
         return DONE
-    # Whoever stops a service, or closes its terminal, means the same as Ctrl-C.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        kafka.start(timeout_s=timeout)
-        _tell_up(kafka, json)
-        if not json:
-            note("Ctrl-C stops it" if len(kafka.brokers) == 1 else "Ctrl-C stops them")
-    except BaseException:
-        kafka.kill()
-        raise
-    return _stand_by(kafka)
+    kafka.start(timeout_s=timeout)
+    stops: list[int] = []
+    # Whoever stops a service, or closes its terminal, means the same as Ctrl-C. A second one changes nothing:
+    # it must not leave a broker half stopped.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: stops.append(number))
+    _tell_up(kafka, json)
+    if not json:
+        note("Ctrl-C stops it" if len(kafka.brokers) == 1 else "Ctrl-C stops them")
+    return _stand_by(kafka, stops)
 
 
 def _opened(directory: Path, brokers: int | None, port: int | None) -> Kafka:
@@ -96,19 +96,15 @@ def _opened(directory: Path, brokers: int | None, port: int | None) -> Kafka:
     return kafka
 
 
-def _stand_by(kafka: Kafka) -> int:
-    """Until a signal ends us, or a broker ends by itself. The brokers are stopped in any case."""
+def _stand_by(kafka: Kafka, stops: Sequence[int]) -> int:
+    """Until we are told to stop, or a broker ends by itself. The brokers are stopped in any case."""
     from node.kafkaup.broker import EXIT_ASKED
 
     ended = None
-    # From here on they only end the wait: a second Ctrl-C must not leave a broker half stopped.
-    waited = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, waited)
-    try:
-        while ended is None and signal.sigtimedwait(waited, LOOK_S) is None:
-            ended = next((each for each in kafka.brokers.values() if each.exit_code is not None), None)
-    finally:
-        killed = kafka.stop()
+    while ended is None and not stops:
+        time.sleep(LOOK_S)
+        ended = next((each for each in kafka.brokers.values() if each.exit_code is not None), None)
+    killed = kafka.stop()
     if killed:
         note(f"did not stop in time and were killed: {', '.join(map(str, killed))}")
     if ended is not None and ended.exit_code not in EXIT_ASKED:

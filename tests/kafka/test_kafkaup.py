@@ -1,5 +1,6 @@
 """Brokers for trying out: what they hold survives, three of them survive a loss, and what is wrong is said."""
 
+import contextlib
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def folder(tmp_path):
     yield tmp_path
     for file in tmp_path.glob(f"*/{FILE}"):
-        if len(file.read_bytes()) > 2:
+        with contextlib.suppress(KafkaError):  # a test wrote nonsense into it
             Kafka.open(file.parent).kill()
 
 
@@ -39,7 +40,7 @@ def values(bootstrap, topic):
 # --- what a user does -----------------------------------------------------------------------------
 
 
-def test_what_was_produced_is_there_after_down_and_up(folder):
+def test_what_was_produced_is_there_after_down_and_up_on_another_port_too(folder):
     up = oncekeeper(folder, "kafka", "up", "--detach", "--port", "0")
     assert up["dir"] == str(folder / "oncekeeper-kafka")
     assert up["url"] == f"kafka://{up['bootstrap']}"
@@ -57,18 +58,14 @@ def test_what_was_produced_is_there_after_down_and_up(folder):
     assert again["bootstrap"] == up["bootstrap"]
     assert oncekeeper(folder, "kafka", "status")["brokers"][0]["pid"] == again["brokers"][0]["pid"]
     assert values(again["bootstrap"], "kept") == [b"a", b"b", b"c"]
-
-
-def test_a_resumed_broker_can_be_given_another_port(folder):
-    oncekeeper(folder, "kafka", "up", "--detach", "--port", "0")
     oncekeeper(folder, "kafka", "down")
     (port,) = free_ports(1)
-    up = oncekeeper(folder, "kafka", "up", "--detach", "--port", str(port))
-    assert up["bootstrap"] == f"127.0.0.1:{port}"
-    create_topic(up["bootstrap"], "reached")
+    moved = oncekeeper(folder, "kafka", "up", "--detach", "--port", str(port))
+    assert moved["bootstrap"] == f"127.0.0.1:{port}"
+    assert values(moved["bootstrap"], "kept") == [b"a", b"b", b"c"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_in_the_foreground_a_signal_stops_the_broker(folder, number):
     with in_foreground(folder) as (process, up):
         kafka = Kafka.open(Path(up["dir"]))
@@ -123,7 +120,7 @@ class in_foreground:
 # --- deaths ---------------------------------------------------------------------------------------
 
 
-def test_an_acknowledged_message_survives_a_kill_and_a_restart(private_kafka):
+def test_an_acknowledged_message_survives_a_kill_and_a_restart_and_a_pause(private_kafka):
     kafka = private_kafka()
     create_topic(kafka.bootstrap(), "kept")
     sent = [b"%d" % number for number in range(1000)]
@@ -134,6 +131,10 @@ def test_an_acknowledged_message_survives_a_kill_and_a_restart(private_kafka):
     assert (broker.up, broker.pid, broker.alive()) == (False, 0, set())
     broker.start()
     assert broker.pid not in (0, former)
+    broker.signal(signal.SIGSTOP)
+    assert (broker.up, broker.alive()) == (True, set())
+    broker.signal(signal.SIGCONT)
+    broker.wait_ready({1})
     assert values(kafka.bootstrap(), "kept") == sent
 
 
@@ -155,14 +156,6 @@ def test_three_brokers_with_every_message_three_times_survive_the_loss_of_one(pr
     assert kafka.stop() == []
     kafka.start()
     assert sorted(values(kafka.bootstrap(), "kept")) == sorted(before + after)
-
-
-def test_a_stopped_broker_answers_again_when_it_is_continued(private_kafka):
-    broker = private_kafka().brokers[1]
-    broker.signal(signal.SIGSTOP)
-    assert (broker.up, broker.alive()) == (True, set())
-    broker.signal(signal.SIGCONT)
-    broker.wait_ready({1})
 
 
 def test_a_broker_dies_with_the_process_that_started_it_though_not_with_the_thread(tmp_path):
