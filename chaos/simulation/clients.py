@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from chaos.checkers.life import State
+from chaos.checkers.life import Life, State
 from chaos.simulation.loop import Clock, ProcessLoop
 from dedup.ids import Ids, TaskId, ids_of, keyed_id
 from node.facade import OutcomeUnknown, Unavailable
@@ -63,6 +63,7 @@ class Clients:
 
     def _begin_human(self) -> None:
         self.loop.create_task(self._human())
+        self.loop.create_task(self._slow_human())
 
     # --- asking a node ------------------------------------------------------------------------------------------
 
@@ -137,7 +138,7 @@ class Clients:
         self.busy -= 1
 
     async def _submit_run(self) -> None:
-        draw, name = self.random, self.random.choice(NAMES)
+        draw, name = self.random, self._handler()
         count = draw.choice((1, 1, 2, 3, 5, 8))
         try:
             answers = await self.ask(lambda face: face.propose((c.AllocateIds(count),), 1500))
@@ -147,10 +148,16 @@ class Clients:
         else:
             ids = Ids(((answers[0].start, count),))
         due_ms = 0
-        if draw.random() < 0.12:
+        if draw.random() < (0.5 if self.world.walls_wrong else 0.12):
             due_ms = self.loop.clock.wall_ms() + draw.randrange(200, 1500)
         bodies = (b"{}",) * count
         await self._append(TaskBatch(queue="default", handler=name, ids=ids, bodies=bodies, due_ms=due_ms))
+
+    def _handler(self) -> str:
+        favoured = self.world.favoured
+        if favoured and self.random.random() < 0.5:
+            return self.random.choice(favoured)
+        return self.random.choice(NAMES)
 
     async def _submit_key(self) -> None:
         if self.random.random() < 0.5 or not self._keys:
@@ -274,23 +281,49 @@ class Clients:
         world, witness = self.world, self.world.witness
         while True:
             await asyncio.sleep(0.8)
-            held = [
-                life
-                for life in list(witness.lives.values())
-                if life.state is State.SUSPECT and self._is_held(life.id)
-            ]
+            if world.scheduler.now < world.humans_away_until:
+                continue
             # People think before they rule, and what they saw may have changed by then.
-            seen = [(life, life.fence) for life in held]
+            seen = [(life, life.fence) for life in self._held()]
             await asyncio.sleep(self.random.choice((0.0, 0.5, 2.0)))
             for life, fence in seen:
                 verdict = c.Verdict.EXECUTED if world.effects[life.id] else c.Verdict.NOT_EXECUTED
-                rule = c.Rule(ids_of([life.id]), verdict, "human:sim", "looked at the sink", fence)
-                witness.note("client", "RULES", life.id, f"{verdict.name} under {fence}")
-                try:
-                    await self.ask(self._proposing(rule))
-                except Unreached:
-                    continue
-                witness.reached.add("human ruling")
+                if await self._rule(life.id, verdict, fence):
+                    witness.reached.add("human ruling")
+
+    async def _slow_human(self) -> None:
+        """Another one, who rules by what was true long ago: often on a claim that came after."""
+        world = self.world
+        while True:
+            await asyncio.sleep(0.3)
+            held = self._held()
+            if not held or world.scheduler.now < world.humans_away_until:
+                continue
+            life = self.random.choice(held)
+            fence = life.fence
+            verdict = c.Verdict.EXECUTED if world.effects[life.id] else c.Verdict.NOT_EXECUTED
+            for _ in range(30):
+                await asyncio.sleep(0.1)
+                if life.fence != fence and life.state is State.SUSPECT:
+                    world.witness.reached.add("ruling on a claim of before")
+                    break
+            await self._rule(life.id, verdict, fence)
+
+    async def _rule(self, task_id: TaskId, verdict: c.Verdict, fence: int) -> bool:
+        rule = c.Rule(ids_of([task_id]), verdict, "human:sim", "looked at the sink", fence)
+        self.world.witness.note("client", "RULES", task_id, f"{verdict.name} under {fence}")
+        try:
+            await self.ask(self._proposing(rule))
+        except Unreached:
+            return False
+        return True
+
+    def _held(self) -> list[Life]:
+        return [
+            life
+            for life in list(self.world.witness.lives.values())
+            if life.state is State.SUSPECT and self._is_held(life.id)
+        ]
 
     @staticmethod
     def _proposing(command: c.Command) -> Callable[[RunningNode], Awaitable[Any]]:

@@ -35,14 +35,17 @@ from chaos.simulation.loop import Actor, Clock, Killed, ProcessLoop, Scheduler, 
 from chaos.simulation.machine import Machine
 from chaos.simulation.network import Network
 from chaos.simulation.process import Process, build_parts
+from chaos.simulation.watchdog import Hung, watching
 from chaos.simulation.witness import Violation, Witness
 from chaos.simulation.workers import MachineTime, SimulatedCrew, SimulatedGuard, WorkerProcess
+from dedup.bloom import BloomFilter
 from dedup.ids import TaskId, id_text
 from node.service import Service
 from node.workers.events import WorkerStartError
 from node.workers.port import Ended, HandlerInfo, Work
 from oncekeeper.log.memory import MemoryLog
 from raft.journal import JournalFailed
+from raft.ledger_state import LedgerCorrupt
 
 PARTITIONS = 6
 EPOCH_MS = 1_700_000_000_000
@@ -50,6 +53,8 @@ HEALED_S = 40.0
 """How long after the last fault was healed everything must have ended."""
 LOOK_S = 0.1
 COLLECT_EVERY = 8
+SESSIONS = ((2200, 1100, 350), (1300, 300, 300))
+"""Of a run: session timeout, fence margin, heartbeat, in ms. The short one lapses while a run still has time."""
 STEPS_MAX = 200_000
 """A run takes some thousands; one that is stuck for its 40 s some ten thousands."""
 
@@ -121,6 +126,7 @@ class Cluster:
         self.handlers = HANDLERS
         self.log = MemoryLog(PARTITIONS, lambda: EPOCH_MS + int(self.scheduler.now * 1000))
         self.witness = Witness(self.scheduler, self.log)
+        self.witness.testified = lambda node, event: self.happened("testified", node, event)
         self.network = Network(self.scheduler, self.names, on_wire=seed % 8 == 1)
         self.driver = Actor(1)
         self.compact_entries = self.random.choice((40, 90, 400))
@@ -128,7 +134,16 @@ class Cluster:
         self.log_fails = 0.0
         self.history_full = False
         self.walls_jumped = False
+        self.walls_wrong = 0
+        """How many faults of wall clocks are on."""
         self.crashy = self.random.choice((0.0, 0.01, 0.05))
+        self.session_ms, self.margin_ms, self.heartbeat_ms = self.random.choice(SESSIONS)
+        self.long_work = 0
+        """How many faults want tasks to take long now."""
+        self.favoured: list[str] = []
+        """Handlers that clients want more often now."""
+        self.humans_away_until = 0.0
+        self.watchers: dict[str, list[Callable[..., None]]] = {}
         self.stalls: dict[str, float] = {}
         self.crash_at: dict[str, str] = {}
         self.kill_after_write = ""
@@ -186,6 +201,7 @@ class Cluster:
     def replica_failed(self, process: Process, error: BaseException) -> None:
         """A disk that fails stops a replica; nothing else may."""
         self.witness.note(process.name, "FATAL", None, f"{type(error).__name__}: {error}")
+        self.happened("replica failed", process)
         if not isinstance(error, JournalFailed | OSError):
             self.witness.violated(
                 11, f"the replica of {process.name} stopped: {type(error).__name__}: {error}"
@@ -194,9 +210,7 @@ class Cluster:
     def node_failed(self, process: Process, error: BaseException) -> None:
         """A disk that fails stops a node; a defect of its own is a finding."""
         if not isinstance(error, JournalFailed | OSError | WorkerStartError):
-            last = traceback.extract_tb(error.__traceback__)[-1:]
-            where = f" at {last[0].filename.rsplit('/', 1)[-1]}:{last[0].lineno}" if last else ""
-            text = f"{process.name} stops: {type(error).__name__}: {error}{where}"
+            text = f"{process.name} stops: {type(error).__name__}: {error}{_where(error)}"
             self.witness.violated(13, text)
 
     def process_failed(self, process: Process, error: BaseException) -> None:
@@ -205,9 +219,26 @@ class Cluster:
             self.witness.violated(13, f"{process.name} does not start: {type(error).__name__}: {error}")
 
     def callback_raised(self, loop: ProcessLoop, error: BaseException) -> None:
-        last = traceback.extract_tb(error.__traceback__)[-1:]
-        where = f" at {last[0].filename.rsplit('/', 1)[-1]}:{last[0].lineno}" if last else ""
-        self.witness.violated(13, f"a callback of {loop.name} raised {type(error).__name__}: {error}{where}")
+        text = f"a callback of {loop.name} raised {type(error).__name__}: {error}{_where(error)}"
+        self.witness.violated(13, text)
+
+    # --- what faults are aimed by -------------------------------------------------------------------------------
+
+    def watch(self, kind: str, act: Callable[..., None]) -> Callable[[], None]:
+        """Calls ``act`` at every event of the kind, until the answer is called."""
+        self.watchers.setdefault(kind, []).append(act)
+
+        def end() -> None:
+            if act in self.watchers[kind]:
+                self.watchers[kind].remove(act)
+
+        return end
+
+    def happened(self, kind: str, *args: Any) -> None:
+        watchers = self.watchers.get(kind)
+        if watchers:
+            for act in list(watchers):
+                act(*args)
 
     # --- what workers do to the world ---------------------------------------------------------------------------
 
@@ -217,9 +248,13 @@ class Cluster:
         before = (0.1 + 0.4 * draw.random()) if slow else 0.0005 + 0.004 * draw.random()
         if work.handler == "crunch" and draw.random() < 0.3:
             before = 1.0 + 2.0 * draw.random()  # longer than what is left of a lease
+        if work.handler == "crunch" and self.long_work:
+            before = 2.5 + 3.0 * draw.random()  # longer than what is left of a session
         raises = work.handler == "bad" or (work.handler == "mail" and draw.random() < 0.15)
         crash = ""
-        if draw.random() < self.crashy:
+        # What a human has to rule on is lost more often than most, and again once it was ruled on.
+        rate = self.crashy if work.handler != "wire" else 0.6 if work.attempt > 1 else 0.15
+        if draw.random() < rate:
             crash = draw.choice(("before", "after", "finished"))
         if work.handler == "slow" and draw.random() < 0.02:
             before = 1.5  # beyond its time-to-run
@@ -227,10 +262,12 @@ class Cluster:
 
     def started(self, machine: Machine, work: Work, task_id: TaskId) -> None:
         self.witness.started(machine, work, task_id, self.witness.due_ms.get(task_id, 0))
+        self.happened("start", machine, work)
 
     def effect(self, machine: Machine, work: Work, task_id: TaskId, pid: int) -> None:
         self.effects[task_id] += 1
         self.witness.effect(machine, work, task_id, pid)
+        self.happened("effect", machine, work)
 
     def check(self, work: Work, task_id: TaskId) -> Ended:
         """A sound check: it looks at the effects themselves, and sometimes cannot."""
@@ -265,7 +302,13 @@ class Cluster:
         self.clients.start()
         self.faults.start()
         self._look(0.0)
-        self.scheduler.run(self.faults.healed_s + HEALED_S + 1.0)
+        try:
+            with watching(lambda: self.scheduler.steps):
+                self.scheduler.run(self.faults.healed_s + HEALED_S + 1.0)
+        except Hung as error:
+            self.witness.violated(13, f"something spins: {error}")
+        except Exception as error:  # noqa: BLE001  # a bug that was planted may show itself anywhere
+            self.witness.violated(13, f"a step raised {type(error).__name__}: {error}{_where(error)}")
         if not self.witness.violations:
             self._judge()
         events = repr([event[:3] for event in self.witness.events])
@@ -354,7 +397,11 @@ class Cluster:
                 witness.violated(11, text)
                 return
             witness.digest(name, ledger.applied_index, ledger)
-            ledger.check_invariants()
+            try:
+                ledger.check_invariants()
+            except LedgerCorrupt as error:
+                witness.violated(10, f"the ledger of {name} contradicts itself: {error}")
+                return
             counts = ledger.counts()
             witness.history.counted = h.Counted(
                 counts.executed, counts.dead, counts.cancelled, counts.suspect
@@ -377,8 +424,18 @@ class Cluster:
         self.clients.loop.close_all()
 
 
+def _where(error: BaseException) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    return f" at {last[0].filename.rsplit('/', 1)[-1]}:{last[0].lineno}" if last else ""
+
+
 def _crc(text: str) -> int:
     return zlib.crc32(text.encode())
+
+
+class CrudeFilter(BloomFilter):
+    def __init__(self, capacity: int, error_rate: float) -> None:
+        super().__init__(capacity, max(error_rate, 0.3))
 
 
 class _KillHere:
@@ -425,6 +482,7 @@ def seams() -> Iterator[None]:
         (raft.engine_library, "_clock", _library_clock),
         # So small and so full that it is often wrong, which is what must not matter.
         (dedup.keyed, "FILTER_KEYS_MIN", 8),
+        (dedup.keyed, "BloomFilter", CrudeFilter),
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in places]
     level = logging.root.manager.disable

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from chaos import history as h
-from chaos.simulation.disk import Loss
+from chaos.simulation.aimed import Aimed, Healer
 from chaos.simulation.files import any_bit
 
 if TYPE_CHECKING:
     from chaos.simulation.cluster import Cluster
-    from chaos.simulation.process import Process
 
 BEGIN_S = 0.6
 CRASH_STEPS = (
@@ -29,17 +28,12 @@ CRASH_STEPS = (
     "after_commit",
 )
 
-Healer = Callable[[], None]
 
-
-class Faults:
+class Faults(Aimed):
     def __init__(self, world: Cluster) -> None:
-        self.world = world
-        self.random = world.random
+        super().__init__(world)
         self.names: list[str] = []
         self.healed_s = 3.5 + 3.0 * self.random.random()
-        self._ruined: str | None = None
-        """The one node whose disk may be lost in this run."""
         self._kinds: dict[str, tuple[int, Callable[[float], Healer | None]]] = {
             "kill": (5, self._kill),
             "kill at a file operation": (4, self._kill_at_file),
@@ -64,13 +58,11 @@ class Faults:
             "slow disk": (1, self._slow_disk),
             "rotten disk": (2, self._rot),
             "new disk": (1, self._new_disk),
-            "forgetful voter": (2, self._forgetful_voter),
-            "voter dies": (2, self._voter_dies),
-            "all disks fail": (2, self._all_disks_fail),
-            "wall clock": (2, self._wall_clock),
+            "wall clock": (3, self._wall_clock),
             "log fails": (2, self._log_fails),
             "history is full": (1, self._history_full),
             "stop and start": (2, self._stop),
+            **self.aimed(),
         }
 
     def start(self) -> None:
@@ -80,11 +72,14 @@ class Faults:
             return
         names = list(self._kinds)
         weights = [weight for weight, _ in self._kinds.values()]
+        drawn = [draw.choices(names, weights)[0] for _ in range(draw.choice((1, 2, 3, 4, 6, 8)))]
+        needed_s = max(self.needs_s(name) for name in drawn)
+        self.healed_s = max(self.healed_s, BEGIN_S + needed_s + 0.5)
         span = self.healed_s - BEGIN_S
-        for _ in range(draw.choice((1, 2, 3, 4, 6, 8))):
-            name = draw.choices(names, weights)[0]
-            at = BEGIN_S + span * 0.9 * draw.random()
-            until = min(self.healed_s, at + span * draw.random() ** 1.5 + 0.1)
+        for name in drawn:
+            need = self.needs_s(name)
+            at = BEGIN_S + min(span * 0.9, span - need) * draw.random()
+            until = min(self.healed_s, at + max(need, span * draw.random() ** 1.5 + 0.1))
             only = world.options.only_faults
             if only is None or len(self.names) in only:
                 world.scheduler.at(at, world.driver, self._strike, name, until)
@@ -117,21 +112,6 @@ class Faults:
             world.start(name)
         world.witness.note("driver", "HEALED")
 
-    # --- whom -------------------------------------------------------------------------------------------------
-
-    def _name(self) -> str:
-        return self.random.choice(self.world.names)
-
-    def _leader(self) -> str:
-        for name, process in self.world.processes.items():
-            if process.alive and process.service is not None and process.service.replica.is_leader:
-                return name
-        return self._name()
-
-    def _process(self, name: str) -> Process | None:
-        process = self.world.processes.get(name)
-        return process if process is not None and process.alive else None
-
     # --- processes --------------------------------------------------------------------------------------------
 
     def _kill(self, until: float) -> None:
@@ -139,12 +119,6 @@ class Faults:
 
     def _kill_leader(self, until: float) -> None:
         self._kill_soon(self._leader())
-
-    def _kill_soon(self, name: str) -> None:
-        """After so many more callbacks: that is at any await."""
-        process = self._process(name)
-        if process is not None:
-            process.loop.kill_after = self.random.randrange(1, 400)
 
     def _kill_at_file(self, until: float) -> None:
         process = self._process(self._name())
@@ -199,30 +173,7 @@ class Faults:
     def _pause_leader(self, until: float) -> None:
         self._hold(self._leader(), until)
 
-    def _hold(self, name: str, until: float) -> None:
-        process = self._process(name)
-        if process is not None:
-            process.loop.hold(self.world.scheduler.now, until)
-
     # --- links ------------------------------------------------------------------------------------------------
-
-    def _cut(self, pairs: list[tuple[str, str]]) -> Healer:
-        network = self.world.network
-        for source, target in pairs:
-            network.cut(source, target)
-        if self.random.random() < 0.3:
-            for source, target in pairs:  # a broken connection, and not only silence
-                network.reset(source, target)
-
-        def heal() -> None:
-            for source, target in pairs:
-                network.heal(source, target)
-
-        return heal
-
-    def _around(self, name: str) -> list[tuple[str, str]]:
-        others = [other for other in self.world.names if other != name]
-        return [pair for other in others for pair in ((name, other), (other, name))]
 
     def _isolate(self, until: float) -> Healer:
         return self._cut(self._around(self._name()))
@@ -277,16 +228,8 @@ class Faults:
 
     # --- disks ------------------------------------------------------------------------------------------------
 
-    def _loss(self) -> Loss:
-        return self.random.choice((Loss.RANDOM, Loss.RANDOM, Loss.ALL))
-
     def _power_one(self, until: float) -> None:
         self.world.power_off(self._name(), self._loss())
-
-    def _power_all(self, until: float) -> None:
-        loss = self._loss()
-        for name in self.world.names:
-            self.world.power_off(name, loss)
 
     def _disk_error(self, until: float) -> None:
         files = self.world.machines[self._name()].files
@@ -311,13 +254,6 @@ class Faults:
             self.world.stalls.pop(name, None)
 
         return heal
-
-    def _ruin(self) -> str | None:
-        """The node whose disk is ruined: one a run, so that the majority's stand."""
-        if self._ruined is not None:
-            return None
-        self._ruined = self._name()
-        return self._ruined
 
     def _rot(self, until: float) -> None:
         name = self._ruin()
@@ -345,113 +281,32 @@ class Faults:
             process.die()
         self.world.machines[name].raft_store_deleted()
 
-    def _all_disks_fail(self, until: float) -> None:
-        """An error of each disk, and soon after the power."""
-        world = self.world
-        for name in world.names:
-            world.machines[name].files.fail_next("fdatasync", errno.EIO, self.random.randrange(0, 6))
-        after = 0.05 + (until - world.scheduler.now) * self.random.random()
-        world.scheduler.after(after, world.driver, self._power_all, until)
-
-    # --- what an election depends on ----------------------------------------------------------------------------
-
-    def _forgetful_voter(self, until: float) -> Healer | None:
-        """Who knew of the last entries is away, but for one, whose disk is new; who does not know them is back."""
-        world, names = self.world, list(self.world.names)
-        forgetful = self._ruin()
-        if forgetful is None:
-            return None
-        names.remove(forgetful)
-        leader = self._leader()
-        names.sort(key=lambda name: (name != leader, name))
-        keepers, laggards = names[: len(names) // 2], names[len(names) // 2 :]
-        behind = self._cut(
-            [(a, b) for a in laggards for b in [*names, forgetful] if a != b and b not in laggards]
-        )
-        back = self._cut(
-            [(b, a) for a in laggards for b in [*names, forgetful] if a != b and b not in laggards]
-        )
-        away: list[Healer] = []
-
-        def turn() -> None:
-            if world.scheduler.now >= until:
-                return  # healed already
-            others = [forgetful, *laggards]
-            away.append(self._cut([pair for a in keepers for b in others for pair in ((a, b), (b, a))]))
-            process = self._process(forgetful)
-            if process is not None:
-                process.die()
-            world.machines[forgetful].raft_store_deleted()
-            behind()
-            back()
-            for a in keepers:  # those paths that were cut twice and have been healed once
-                for b in others:
-                    world.network.cut(a, b)
-                    world.network.cut(b, a)
-
-        left_s = until - world.scheduler.now
-        world.scheduler.after(left_s * (0.2 + 0.4 * self.random.random()), world.driver, turn)
-
-        def heal() -> None:
-            behind()
-            back()
-            for each in away:
-                each()
-
-        return heal
-
-    def _voter_dies(self, until: float) -> Healer:
-        """Who gives a vote dies right after, and comes back at once, while the one it elected is cut off."""
-        world = self.world
-        cuts: list[Healer] = []
-
-        def voted(voter: str, candidate: str) -> None:
-            world.network.on_vote = None
-            process = self._process(voter)
-            if process is None:
-                return
-            others = [name for name in world.names if name not in (voter, candidate)]
-            cuts.append(
-                self._cut([pair for name in others for pair in ((candidate, name), (name, candidate))])
-            )
-            world.scheduler.after(0.0012, world.driver, end, process, candidate)
-
-        def end(process: Process, candidate: str) -> None:
-            if world.network.on_vote is None and world.scheduler.now >= until:
-                return
-            process.die()
-            cuts.append(self._cut([(candidate, process.name), (process.name, candidate)]))
-            world.scheduler.after(0.01, world.driver, world.start, process.name)
-
-        world.network.on_vote = voted
-        self._kill_soon(self._leader())
-
-        def heal() -> None:
-            world.network.on_vote = None
-            for each in cuts:
-                each()
-
-        return heal
-
     # --- clocks and neighbours --------------------------------------------------------------------------------
 
     def _wall_clock(self, until: float) -> Healer:
+        """Of one node, of the leader, or of all."""
         world = self.world
-        clock = world.machines[self._name()].clock
+        names = self.random.choice(([self._name()], [self._leader()], list(world.names)))
+        clocks = [world.machines[name].clock for name in names]
         world.walls_jumped = True
+        world.walls_wrong += 1
         jump = self.random.choice((3_600_000, -3_600_000, 50_000))
-        clock.wall_jump_ms += jump
+        for clock in clocks:
+            clock.wall_jump_ms += jump
         if self.random.random() < 0.5:
 
             def strobe() -> None:
                 if world.scheduler.now < until:
-                    clock.wall_jump_ms = 0 if clock.wall_jump_ms else jump
+                    for clock in clocks:
+                        clock.wall_jump_ms = 0 if clock.wall_jump_ms else jump
                     world.scheduler.after(0.05 + 0.2 * self.random.random(), world.driver, strobe)
 
             strobe()
 
         def heal() -> None:
-            clock.wall_jump_ms = 0
+            world.walls_wrong -= 1
+            for clock in clocks:
+                clock.wall_jump_ms = 0
 
         return heal
 

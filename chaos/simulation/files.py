@@ -84,6 +84,8 @@ class SimulatedFiles:
         """The size of the disk; writes beyond it are cut short and fail with ENOSPC. None: without end."""
         self.before_step: Callable[[str], None] | None = None
         """Called with each operation's name; may raise, or run another part of a simulation."""
+        self.on_failure: Callable[[str], None] | None = None
+        """Told of each operation that fails because of ``fail_next``."""
         self._power_fails_at: int | None = None
         self._failures: dict[str, deque[int]] = {}
         self._live: dict[int, bytearray] = {}
@@ -191,6 +193,8 @@ class SimulatedFiles:
             self.before_step(operation)
         failures = self._failures.get(operation)
         if failures and (error := failures.popleft()):
+            if self.on_failure is not None:
+                self.on_failure(operation)
             raise OSError(error, os.strerror(error))
         effect()
         if self.steps == self._power_fails_at:

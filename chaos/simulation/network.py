@@ -25,8 +25,9 @@ from raft.wire import FRAME_BYTES_MAX, FrameReader, Message, Propose, SnapshotCh
 IDLE_S = 1.6
 LOOK_S = 0.2
 WINDOW = 256
-REPEATED = 0.004
 REPEATED_SNAPSHOTS = 0.3
+REPEATS = ((0.004, 0.03), (0.004, 0.03), (0.05, 0.03), (0.03, 0.4))
+"""Of a run: how many messages come again, and how late at most."""
 
 
 class Path:
@@ -78,9 +79,11 @@ class Connection:
         if queue and queue[-1][0] > due:
             due = queue[-1][0]
         queue.append((due, message))
-        share = REPEATED_SNAPSHOTS if isinstance(message, SnapshotChunk) else REPEATED
+        share = REPEATED_SNAPSHOTS if isinstance(message, SnapshotChunk) else network.repeated
         if draw < share and not isinstance(message, Propose):
-            network.scheduler.after(0.03 * draw / share, network.actor, self._repeat, target, message)
+            network.scheduler.after(
+                network.repeat_s * draw / share, network.actor, self._repeat, target, message
+            )
         if isinstance(message, Vote) and network.on_vote is not None:
             network.on_vote(source, target.node_id)
         if len(queue) >= WINDOW:
@@ -219,6 +222,7 @@ class Network:
         self.names = names
         self.on_wire = on_wire
         """Whether messages go through their encoding: slower, and not needed in every run."""
+        self.repeated, self.repeat_s = scheduler.random.choice(REPEATS)
         self.actor = Actor(900)
         self.on_vote: Callable[[str, str], None] | None = None
         """Told of each vote that is given: (voter, candidate)."""

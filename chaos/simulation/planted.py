@@ -254,6 +254,7 @@ PLANTS: tuple[Plant, ...] = (
                 "if arrived is None:",
             ),
             _edit(_snap, "_installed", "if snapshot.index <= self.applied_index:", "if False:"),
+            _edit(_snap, "_store", "elif snapshot.index > self.snapshot_index:", "else:"),
         ),
     ),
     Plant(

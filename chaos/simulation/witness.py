@@ -8,6 +8,8 @@ violation. After the run the whole history goes through all of chaos/checkers.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,12 @@ class Witness:
         self._tokens: set[tuple[int, int]] = set()
         self._words: set[tuple[TaskId, int, int]] = set()
         self._ledger_ms = 0
+        self._reached: dict[int, int] = {}
+        """What each life of a node has applied so far."""
+        self.proposers: dict[int, float] = {}
+        """When the life of each proposer began."""
+        self._measured_ms: Counter[int] = Counter()
+        self.testified: Callable[[str, c.Testified], None] = lambda node, event: None
 
     @property
     def t_ns(self) -> int:
@@ -87,7 +95,10 @@ class Witness:
 
     # --- the ledger's log ---------------------------------------------------------------------------------------
 
-    def applied(self, node: str, index: int, payload: bytes, effects: c.Effects, ledger: Ledger) -> None:
+    def applied(
+        self, node: str, index: int, payload: bytes, effects: c.Effects, ledger: Ledger, life: int
+    ) -> None:
+        self._reached[life] = index
         known = self.canonical.get(index)
         if known is not None:
             if known != payload:
@@ -101,10 +112,30 @@ class Witness:
             self.highest = max(self.highest, index)
             if not effects.repeated:
                 self._once(effects)
+                self._measured(effects.proposal)
                 self._decided(effects, ledger)
             self._time_passed(ledger.now_ms)
         if index % DIGEST_EVERY == 0:
             self.digest(node, index, ledger)
+
+    def restored(self, node: str, life: int, index: int) -> None:
+        """A snapshot takes a node forward, or it would answer by what it knew before."""
+        reached = self._reached.get(life, 0)
+        if index < reached:
+            self.violated(11, f"{node} goes back to a snapshot of index {index}, having applied {reached}")
+        self._reached[life] = index
+
+    def _measured(self, proposal: c.Proposal) -> None:
+        """A leader adds to ledger time what it measured, and nobody can measure more than has passed."""
+        for command in proposal.commands:
+            born = self.proposers.get(proposal.proposer)
+            if not isinstance(command, c.Advance) or born is None:
+                continue
+            self._measured_ms[proposal.proposer] += command.elapsed_ms
+            told, passed = self._measured_ms[proposal.proposer], (self.scheduler.now - born) * 1000
+            if told > passed * 1.01 + 5:
+                text = f"{command.timekeeper} has measured {told} ms of ledger time, and lives for {passed:.0f} ms"
+                self.violated(4, text)
 
     def _once(self, effects: c.Effects) -> None:
         """What is asked again under its token is not applied again; words of witnesses count once."""
@@ -116,6 +147,8 @@ class Witness:
         said = [command.incarnation for command in proposal.commands if isinstance(command, c.Testify)]
         rules = [command for command in proposal.commands if isinstance(command, c.Rule) and command.fence]
         for event in effects.events:
+            if isinstance(event, c.Testified):
+                self.testified(event.node, event)
             if isinstance(event, c.Testified) and len(said) == len(proposal.commands) == 1:
                 for task_id in event.ids:
                     word = (task_id, event.fence, said[0])
