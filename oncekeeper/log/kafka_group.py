@@ -48,6 +48,7 @@ _OURS = {
     "enable.partition.eof": True,  # tells where a partition ends, behind markers too
     "queued.min.messages": 20_000,
     "queued.max.messages.kbytes": 16_384,
+    "fetch.queue.backoff.ms": 5,  # until a client whose queue was full fetches again; a second by itself
     "fetch.wait.max.ms": 100,  # how long a partition that is read again may wait for the fetch under way
     "reconnect.backoff.max.ms": 1_000,
 }
