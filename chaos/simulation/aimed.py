@@ -199,14 +199,16 @@ class Aimed:
         world, draw, leader = self.world, self.random, self._leader()
         at_once = draw.random() < 0.5
         names = [name for name in world.names if not at_once or name != leader]
-        failed: list[str] = []
+        failed: set[str] = set()
         heals: list[Healer] = []
 
         def stopped(process: Process) -> None:
             world.scheduler.after(0.05 * draw.random(), world.driver, process.die)
 
         def hit(name: str) -> None:
-            failed.append(name)
+            if name in failed:
+                return
+            failed.add(name)
             if at_once and len(failed) == len(names):
                 world.scheduler.after(0.0005 + 0.008 * draw.random(), world.driver, off)
 
@@ -218,10 +220,12 @@ class Aimed:
         for name in names:
             files = world.machines[name].files
             files.on_failure = lambda _, name=name: hit(name)
-            files.fail_next("fdatasync", errno.EIO, 0 if at_once else draw.randrange(0, 6))
+            for number in range(20 if at_once else 1):  # a disk that is broken goes on failing
+                after = 0 if at_once or number else draw.randrange(0, 6)
+                files.fail_next("fdatasync", errno.EIO, after)
         if not at_once:
-            after = 0.6 + (until - world.scheduler.now - 0.6) * draw.random()
-            world.scheduler.after(after, world.driver, self._power_all, until)
+            later = 0.6 + (until - world.scheduler.now - 0.6) * draw.random()
+            world.scheduler.after(later, world.driver, self._power_all, until)
         heals.append(world.watch("replica failed", stopped))
 
         def heal() -> None:
