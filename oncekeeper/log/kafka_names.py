@@ -2,8 +2,8 @@
 
 - A log is ``kafka://HOST:PORT[,HOST:PORT…][/PREFIX]``; its topics are ``PREFIX.q.QUEUE``, ``PREFIX.dead``,
   ``PREFIX.suspect`` and ``PREFIX.cluster``, its consumer group is ``PREFIX``.
-- A queue's name may hold a colon, a topic's may not: such a queue has the topic ``PREFIX.qe.QUEUE`` with ``-3a`` for
-  each colon and ``-2d`` for each hyphen. No two queues share a topic.
+- A queue's name may hold a colon, a topic's may not: such a queue has the topic ``PREFIX.qe.QUEUE`` with ``-3a``
+  for each colon and ``-2d`` for each hyphen. No two queues share a topic.
 - The port numbers partitions. Those of the queue ``default`` are 0, 1, …; those of another queue have forty bits of
   its name's digest above their low twelve, and bit 52 set, so that they are the same in every process and exact in
   JSON. A number tells its queue only to one who has met it, so names are learned as topics are seen.

@@ -20,7 +20,7 @@ FILE_VARIABLE = "ONCEKEEPER_KAFKA_PROPERTIES"
 VARIABLE_PREFIX = "ONCEKEEPER_KAFKA_"
 HIDDEN = "********"
 
-_ENDS = "positions are committed when their tasks are settled, and never by the client; a task could be lost otherwise"
+_ENDS = "positions are committed when their tasks are settled, never by the client: a task could be lost"
 _ONE_TRUTH = "the log itself decides this"
 REFUSED: Mapping[str, str] = {
     "enable.auto.commit": _ENDS,

@@ -1,0 +1,422 @@
+"""Asking and telling the brokers: what is there, whether it can be relied on, and making what is missing.
+
+Every question ends within a few seconds, whatever the network does, and every failure is a LogUnusable in words: a
+librdkafka client repeats a vain attempt for minutes, and tells the reason only to its error callback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec  # type: ignore[attr-defined]
+
+from oncekeeper.errors import LogUnusable
+from oncekeeper.log.kafka_names import PARTITIONS_MAX, Address
+from oncekeeper.log.kafka_settings import KafkaSettings
+
+T = TypeVar("T")
+
+CONNECT_S = 5.0
+ASK_S = 8.0
+VISIBLE_S = 5.0  # for a new topic to be known to the brokers
+DAY_MS = 24 * 3600 * 1000
+RETENTION_MS_MIN = 7 * DAY_MS  # what Kafka's own default is
+
+_log = logging.getLogger("oncekeeper.kafka")
+_NEEDED = "OffsetDeleteRequest (47)"  # came with 2.4
+_FATAL_AT_ONCE = (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED)
+_GONE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
+_FORBIDDEN = (
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+)
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What a log wants of its topics; None: whatever is there."""
+
+    partitions: int | None = None
+    replication: int | None = None
+    retention_ms_min: int = RETENTION_MS_MIN
+
+
+@dataclass(frozen=True)
+class Topic:
+    name: str
+    id: str
+    partitions: int
+    replication: int
+    config: Mapping[str, str]
+    may: frozenset[str] | None
+    """Operations that the broker allows us; None where it does not say."""
+
+    @property
+    def message_bytes_max(self) -> int:
+        return int(self.config.get("max.message.bytes", 1_048_588))
+
+
+class Missing(LogUnusable):
+    """A topic that does not exist."""
+
+
+class Words:
+    """The last that a client's error callback said, for messages; safe in any thread."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self.count = 0
+        self.denied = False  # the credentials were refused
+        self.down = False  # no broker is reached
+        self._last = ""
+
+    def note(self, error: KafkaError) -> None:
+        self.count += 1
+        if error.code() in _FATAL_AT_ONCE:
+            self.denied = True
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self.down = True  # says nothing of the reason, which came before
+        else:
+            self._last = error.str()
+
+    def forget(self) -> None:
+        self.denied = self.down = False
+        self._last = ""
+
+    def why(self, error: Exception | None = None) -> str:
+        """The cause in words: what the callback said, or ``error``."""
+        said = re.sub(r" \(after \d+ms in state \w+\)", "", self._last)
+        text = said or (in_words(error) if error is not None else "") or "no answer"
+        return self._settings.clean(text)
+
+
+def in_words(error: Exception) -> str:
+    if isinstance(error, KafkaException) and error.args and isinstance(error.args[0], KafkaError):
+        return error.args[0].str()
+    if isinstance(error, FutureTimeout):
+        return "no answer"
+    return str(error)
+
+
+def code_of(error: Exception) -> int | None:
+    if isinstance(error, KafkaException) and error.args and isinstance(error.args[0], KafkaError):
+        return error.args[0].code()
+    return None
+
+
+class _Versions(logging.Handler):
+    """Reads what the brokers can do from the client's log: it tells it nowhere else."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        super().__init__()
+        self._settings = settings
+        self.seen = self.modern = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if "APIVERSION" in text:
+            self.seen = self.seen or "ApiKey" in text
+            self.modern = self.modern or _NEEDED in text
+        elif not text.startswith("FEATURE") and record.levelno >= logging.WARNING:
+            _log.debug("%s", self._settings.clean(text))  # the error callback says it too, once
+
+
+class Admin:
+    """One thread at a time."""
+
+    def __init__(self, address: Address, settings: KafkaSettings) -> None:
+        self._address = address
+        self._settings = settings
+        self.words = Words(settings)
+        logger = logging.Logger("oncekeeper.kafka.admin", logging.DEBUG)  # nobody else's: not in the registry
+        self._versions = _Versions(settings)
+        logger.addHandler(self._versions)
+        given = settings.admin(address.servers)
+        debug = ",".join(filter(None, ("feature", given.pop("debug", ""))))
+        try:
+            given |= {"debug": debug, "error_cb": self.words.note}
+            self._client = AdminClient(given, logger=logger)
+        except (KafkaException, ValueError, TypeError) as error:
+            raise LogUnusable(f"{address}: kafka settings: {settings.clean(in_words(error))}") from None
+        self.kafka_id = ""
+
+    def connect(self, within_s: float = CONNECT_S) -> None:
+        """Reach a broker, and one that will do. Must come first."""
+        deadline = time.monotonic() + within_s
+        while True:
+            try:
+                # In short turns: wrong credentials will not become right.
+                found = self._client.list_topics(timeout=max(0.1, min(0.5, deadline - time.monotonic())))
+                break
+            except KafkaException as error:
+                self._client.poll(0)
+                if self.words.denied:
+                    raise LogUnusable(
+                        f"{self._address}: the broker refuses these credentials: {self.words.why()}"
+                    ) from None
+                if time.monotonic() >= deadline:
+                    raise LogUnusable(
+                        f"{self._address}: no broker answers within {within_s:g} s: {self.words.why(error)}"
+                    ) from None
+        self._client.poll(0)
+        if self._versions.seen and not self._versions.modern:
+            raise LogUnusable(
+                f"{self._address}: the broker is older than Kafka 2.4, which is the oldest that will do"
+            )
+        self.kafka_id = str(found.cluster_id or "")
+        self.words.forget()
+
+    def close(self) -> None:
+        """The client goes with its last reference."""
+
+    # --- asking -------------------------------------------------------------------------------------------------
+
+    def ask(self, what: str, call: Callable[[], T]) -> T:
+        """The answer, or LogUnusable that says what was asked and why there is none."""
+        try:
+            return call()
+        except (KafkaException, FutureTimeout) as error:
+            self._client.poll(0)
+            if code_of(error) in _FORBIDDEN:
+                raise LogUnusable(
+                    f"{self._address}: {what}: no permission: {self._settings.clean(in_words(error))}"
+                ) from None
+            kind = Missing if code_of(error) in _GONE else LogUnusable
+            why = (
+                in_words(error) if kind is Missing or code_of(error) not in _SILENT else self.words.why(error)
+            )
+            raise kind(f"{self._address}: {what}: {self._settings.clean(why)}") from None
+
+    def topics(self) -> dict[str, int]:
+        """Every topic that we may see, with its number of partitions."""
+        found = self.ask("listing topics", lambda: self._client.list_topics(timeout=ASK_S)).topics
+        return {name: len(topic.partitions) for name, topic in found.items() if topic.error is None}
+
+    def brokers(self) -> int:
+        return len(self.ask("listing brokers", lambda: self._client.list_topics(timeout=ASK_S)).brokers)
+
+    def describe(self, names: Iterable[str]) -> dict[str, Topic]:
+        """Those of the topics that exist."""
+        names = list(names)
+        resources = {name: ConfigResource(ConfigResource.Type.TOPIC, name) for name in names}
+        described = self._client.describe_topics(
+            TopicCollection(names), include_authorized_operations=True, request_timeout=ASK_S
+        )
+        configs = self._client.describe_configs(list(resources.values()), request_timeout=ASK_S)
+        found: dict[str, Topic] = {}
+        for name in names:
+            with contextlib.suppress(Missing):
+                said = self.ask(f"topic {name}", lambda name=name: described[name].result(ASK_S + 1))  # type: ignore[misc]
+                config = self.ask(
+                    f"configuration of topic {name}",
+                    lambda name=name: configs[resources[name]].result(ASK_S + 1),  # type: ignore[misc]
+                )
+                if not said.partitions:
+                    continue  # it is being made, or deleted
+                may = said.authorized_operations
+                found[name] = Topic(
+                    name=name,
+                    id=str(said.topic_id),
+                    partitions=len(said.partitions),
+                    replication=min(len(partition.replicas) for partition in said.partitions),
+                    config={
+                        key: str(entry.value) for key, entry in config.items() if entry.value is not None
+                    },
+                    may=None if not may else frozenset(operation.name for operation in may),
+                )
+        return found
+
+    def lows(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """The lowest offsets that are left."""
+        return self._offsets(places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+
+    def ends(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        return self._offsets(places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+
+    def since(self, places: Iterable[tuple[str, int]], epoch_ms: int) -> dict[tuple[str, int], int]:
+        """The first offsets whose records are of that time or later; -1 where none is."""
+        return self._offsets(places, OffsetSpec.for_timestamp(epoch_ms))
+
+    def _offsets(self, places: Iterable[tuple[str, int]], spec: OffsetSpec) -> dict[tuple[str, int], int]:
+        wanted = {TopicPartition(*place): spec for place in places}
+        if not wanted:
+            return {}
+        asked = self._client.list_offsets(wanted, request_timeout=ASK_S)
+        return {
+            (place.topic, place.partition): self.ask(
+                f"offsets of {place.topic}/{place.partition}",
+                lambda future=future: future.result(ASK_S + 1),  # type: ignore[misc]
+            ).offset
+            for place, future in asked.items()
+        }
+
+    def committed(self, group: str) -> dict[tuple[str, int], int]:
+        """The positions that the group committed."""
+        asked = self._client.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group)], request_timeout=ASK_S
+        )
+        answer = self.ask(f"positions of group {group}", lambda: asked[group].result(ASK_S + 1))
+        found = {}
+        for place in answer.topic_partitions or []:
+            if place.error is not None:
+                raise LogUnusable(f"{self._address}: positions of group {group}: {place.error.str()}")
+            if place.offset >= 0:
+                found[place.topic, place.partition] = place.offset
+        return found
+
+    def commit(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
+        """KafkaException from a broker that refuses: among them every one where the group has members."""
+        moved = [TopicPartition(*place, offset) for place, offset in positions.items()]
+        asked = self._client.alter_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group, moved)], request_timeout=ASK_S
+        )
+        answer = asked[group].result(ASK_S + 1)
+        for place in answer.topic_partitions or []:
+            if place.error is not None:
+                raise KafkaException(place.error)
+
+    def delete_below(self, positions: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+        """DeleteRecords; what the lowest offsets are now."""
+        if not positions:
+            return {}
+        asked = self._client.delete_records(
+            [TopicPartition(*place, offset) for place, offset in positions.items()], request_timeout=ASK_S
+        )
+        return {
+            (place.topic, place.partition): self.ask(
+                f"deleting old records of {place.topic}/{place.partition}",
+                lambda future=future: future.result(ASK_S + 1),  # type: ignore[misc]
+            ).low_watermark
+            for place, future in asked.items()
+        }
+
+    # --- making -------------------------------------------------------------------------------------------------
+
+    def create(self, name: str, partitions: int, replication: int | None, config: Mapping[str, str]) -> None:
+        """Make the topic unless it is there, and wait until it is known."""
+        new = NewTopic(
+            name,
+            num_partitions=partitions,
+            replication_factor=-1 if replication is None else replication,
+            config=dict(config),
+        )
+        asked: Future[Any] = self._client.create_topics(
+            [new], operation_timeout=ASK_S, request_timeout=ASK_S
+        )[name]
+        try:
+            self.ask(f"creating topic {name}", lambda: _unless_there(asked))
+        except LogUnusable as error:
+            if "replication factor" in str(error).lower():
+                raise LogUnusable(f"{error} (replication={replication} was asked for)") from None
+            raise
+        deadline = time.monotonic() + VISIBLE_S
+        while name not in self.topics():
+            if time.monotonic() >= deadline:
+                raise LogUnusable(
+                    f"{self._address}: topic {name}: was created, and is not known after {VISIBLE_S:g} s"
+                )
+            time.sleep(0.02)
+
+
+_SILENT = (
+    KafkaError._TRANSPORT,
+    KafkaError._TIMED_OUT,
+    KafkaError._ALL_BROKERS_DOWN,
+    None,  # no Kafka error: the client did not answer
+)
+
+
+def _unless_there(asked: Future[Any]) -> None:
+    try:
+        asked.result(ASK_S + 1)
+    except KafkaException as error:
+        if code_of(error) != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise
+
+
+# --- judging topics (pure) ------------------------------------------------------------------------------------
+
+
+def task_topic_config() -> dict[str, str]:
+    """Nodes delete what is committed and old; Kafka deletes nothing by itself."""
+    return {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+
+
+def aside_topic_config() -> dict[str, str]:
+    """Room for whatever a task topic may hold by default, and for what is said about it."""
+    return {"cleanup.policy": "compact", "max.message.bytes": str(2 << 20)}
+
+
+def check_task_topic(topic: Topic, demands: Demands) -> None:
+    """LogUnusable naming the topic, the setting, what it is and what it must be."""
+    policy = topic.config.get("cleanup.policy", "delete")
+    if "compact" in policy:
+        raise _wrong(
+            topic, f"cleanup.policy={policy}", "'delete': compaction would drop tasks that share a key"
+        )
+    retention_ms = int(topic.config.get("retention.ms", "-1"))
+    if 0 <= retention_ms < demands.retention_ms_min:
+        raise _wrong(
+            topic,
+            f"retention.ms={retention_ms}",
+            f"-1 (nodes delete what is done), or {demands.retention_ms_min} at least: "
+            "Kafka deletes what is older, executed or not",
+        )
+    retention_bytes = int(topic.config.get("retention.bytes", "-1"))
+    if retention_bytes >= 0:
+        raise _wrong(
+            topic, f"retention.bytes={retention_bytes}", "-1: Kafka deletes what exceeds it, executed or not"
+        )
+    if demands.partitions is not None and topic.partitions < demands.partitions:
+        raise _wrong(topic, f"partitions={topic.partitions}", f"{demands.partitions} at least, as configured")
+    if topic.partitions > PARTITIONS_MAX:
+        raise _wrong(topic, f"partitions={topic.partitions}", f"{PARTITIONS_MAX} at most")
+    _check_replication(topic, demands)
+    check_rights(topic, ("READ", "WRITE"))
+
+
+def check_compacted_topic(topic: Topic, demands: Demands) -> None:
+    policy = topic.config.get("cleanup.policy", "delete")
+    if policy != "compact":
+        raise _wrong(
+            topic, f"cleanup.policy={policy}", "'compact': with 'delete' what lies aside would be lost"
+        )
+    if topic.partitions != 1:
+        raise _wrong(topic, f"partitions={topic.partitions}", "1: its records have one order")
+    _check_replication(topic, demands)
+    check_rights(topic, ("READ", "WRITE"))
+
+
+def _check_replication(topic: Topic, demands: Demands) -> None:
+    if demands.replication is not None and topic.replication < demands.replication:
+        raise _wrong(
+            topic, f"replication={topic.replication}", f"{demands.replication} at least, as configured"
+        )
+
+
+def check_rights(topic: Topic, rights: Iterable[str]) -> None:
+    if topic.may is not None and (lacking := [right for right in rights if right not in topic.may]):
+        raise LogUnusable(
+            f"topic {topic.name}: no permission to {' and '.join(lacking)} "
+            f"(allowed are: {', '.join(sorted(topic.may)) or 'nothing'})"
+        )
+
+
+def _wrong(topic: Topic, found: str, expected: str) -> LogUnusable:
+    return LogUnusable(f"topic {topic.name}: {found} must be {expected}")

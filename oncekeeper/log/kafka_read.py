@@ -1,0 +1,164 @@
+"""Reading without a group: a stretch of one partition, exactly as it stands.
+
+One consumer that is assigned to what is asked for, and commits nothing. It goes on where it stopped if the next
+question begins there, and is assigned anew otherwise. ``auto.offset.reset=error``: an offset that Kafka has deleted
+shows as an error and not as a jump, so a jump within a partition is a gap and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from oncekeeper.errors import LogUnusable
+from oncekeeper.log.kafka_admin import Words, code_of, in_words
+from oncekeeper.log.kafka_names import Address
+from oncekeeper.log.kafka_settings import KafkaSettings
+
+READ_S = 8.0  # without a word from the broker
+_ROUND = 10_000
+_TURN_S = 0.2  # an interrupt from the keyboard is seen between turns
+_quiet = logging.Logger("oncekeeper.kafka.consumer", logging.CRITICAL)  # the error callback says what matters
+_AGAIN = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE)
+
+Place = tuple[str, int]
+
+
+class Passed(Exception):
+    """The offset is none of the partition's: Kafka deleted it, or it is above the end."""
+
+
+class Reader:
+    """Records of one or more partitions in order. One thread at a time."""
+
+    def __init__(self, address: Address, settings: KafkaSettings, group: str) -> None:
+        self.words = Words(settings)
+        self._address = address
+        self._settings = settings
+        ours = {
+            "fetch.wait.max.ms": "10",  # how soon an end shows
+            "queued.min.messages": "50000",
+            "queued.max.messages.kbytes": "32768",
+        }
+        fixed = {
+            # A name is required; nothing is ever committed or joined under it.
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "error",
+            "error_cb": self.words.note,
+        }
+        try:
+            self._consumer = Consumer({**ours, **settings.consumer(address.servers), **fixed}, logger=_quiet)
+        except (KafkaException, ValueError, TypeError) as error:
+            raise LogUnusable(f"{address}: kafka settings: {settings.clean(in_words(error))}") from None
+        self._place: Place | None = None
+        self._next = 0  # the offset at which the next read goes on without a jump
+        self._held: deque[Message] = deque()  # fetched, not given out
+        self._end: int | None = None  # seen behind what is held
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def limits(self, topic: str, partition: int) -> tuple[int, int]:
+        """(the lowest offset that is left, the end)."""
+        try:
+            found = self._consumer.get_watermark_offsets(
+                TopicPartition(topic, partition), timeout=READ_S, cached=False
+            )
+        except KafkaException as error:
+            raise self._unusable(f"{topic}/{partition}", error) from None
+        return int(found[0]), int(found[1])
+
+    def read(
+        self, topic: str, partition: int, offset: int, records_max: int, bytes_max: int
+    ) -> tuple[list[Message], int]:
+        """Records from ``offset`` on, one at least unless the end is there, and the offset after them.
+
+        What lies between the last of them and that offset holds no record. Raises Passed.
+        """
+        if (topic, partition) != self._place or offset != self._next or not (self._held or self._end is None):
+            if offset == self.limits(topic, partition)[1]:
+                return [], offset
+            self._assign({(topic, partition): offset})
+            self._place = topic, partition
+        self._fill()
+        found: list[Message] = []
+        size = 0
+        while self._held and len(found) < records_max and (size < bytes_max or not found):
+            size += len(self._held[0].value() or b"")
+            if found and size > bytes_max:
+                break
+            found.append(self._held.popleft())
+        after = (found[-1].offset() or 0) + 1 if found else offset
+        if not self._held and self._end is not None:
+            after = max(after, self._end)
+        self._next = after
+        return found, after
+
+    def _fill(self) -> None:
+        until = time.monotonic() + READ_S
+        while not self._held and self._end is None:
+            for record in self._fetch(until):
+                if record.error() is None:
+                    self._held.append(record)
+                else:
+                    self._end = record.offset()
+
+    def scan(self, places: Mapping[Place, int]) -> Iterator[list[Message]]:
+        """All records of these partitions from their offsets to their ends, in no order between partitions."""
+        self._place = None
+        self._assign(places)
+        left = set(places)
+        while left:
+            found = []
+            for record in self._fetch(time.monotonic() + READ_S):
+                if record.error() is None:
+                    found.append(record)
+                else:
+                    left.discard((record.topic() or "", record.partition() or 0))
+            yield found
+
+    def _assign(self, places: Mapping[Place, int]) -> None:
+        self._held.clear()
+        self._end = None
+        try:
+            self._consumer.assign([TopicPartition(*place, offset) for place, offset in places.items()])
+        except KafkaException as error:
+            raise self._unusable("reading", error) from None
+
+    def _fetch(self, until: float) -> list[Message]:
+        """Records and ends; waits for the first."""
+        while True:
+            try:
+                got = self._consumer.consume(1, max(0.0, min(_TURN_S, until - time.monotonic())))
+                got += self._consumer.consume(_ROUND, 0) if got else []
+            except KafkaException as error:
+                raise self._unusable("reading", error) from None
+            found = []
+            for record in got:
+                said = record.error()
+                if said is None or said.code() == KafkaError._PARTITION_EOF:
+                    found.append(record)
+                elif said.code() == KafkaError._AUTO_OFFSET_RESET:
+                    self._place = None
+                    raise Passed(said.str())
+                elif said.code() not in _AGAIN:
+                    raise self._unusable("reading", KafkaException(said))
+            if found:
+                return found
+            if time.monotonic() >= until:
+                self._place = None
+                raise LogUnusable(
+                    f"{self._address}: reading: no answer within {READ_S:g} s: {self.words.why()}"
+                )
+
+    def _unusable(self, what: str, error: KafkaException) -> LogUnusable:
+        self._place = None
+        why = self.words.why(error) if code_of(error) in _AGAIN else self._settings.clean(in_words(error))
+        return LogUnusable(f"{self._address}: {what}: {why}")
