@@ -56,6 +56,10 @@ class Wheel(Generic[T]):
         """When an item is due; None: it is not there."""
         return self._due.get(item)
 
+    def items(self) -> list[T]:
+        """All that is here, in no order."""
+        return list(self._due)
+
     # --- in and out -------------------------------------------------------------------------------------------
 
     def insert(self, due_ms: int, item: T) -> None:

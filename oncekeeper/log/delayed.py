@@ -73,7 +73,8 @@ class DelayReads(Protocol):
         ...
 
     def fetch(self, rows: Sequence[Delayed]) -> list[tuple[Delayed, Fetched | Undecodable]]:
-        """The tasks of those rows that stand as they are named; what was moved or dropped since is left out."""
+        """What still waits of these rows for the time that they name, in as many parts as it stands in; what was
+        dropped since, or moved to another time, is left out."""
         ...
 
     def find(self, task_id: TaskId) -> list[Delayed]:
@@ -106,8 +107,8 @@ class DelayStore(DelayReads, Protocol):
         ...
 
     def enqueue(self, rows: Sequence[Delayed]) -> list[Appended]:
-        """Append the tasks of the rows that stand as named to their partitions anew, and drop the rows: both or
-        neither, or else the append first, so that a crash between leaves a task twice and one claim wins."""
+        """Append what ``fetch`` would give of these rows to their partitions anew, and drop it: both or neither, or
+        else the append first, so that a crash between leaves a task twice and one claim wins."""
         ...
 
 

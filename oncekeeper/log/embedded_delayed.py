@@ -135,13 +135,13 @@ class EmbeddedDelays:
     def fetch(self, rows: Sequence[Delayed]) -> list[tuple[Delayed, Fetched | Undecodable]]:
         found: list[tuple[Delayed, Fetched | Undecodable]] = []
         for row in rows:
-            place = row.partition << _SHIFT | row.offset
-            standing = self._log._rows(
-                "SELECT 1 FROM delayed WHERE place = ? AND count = ? AND due_ms = ?",
-                (place, row.count, row.due_ms),
-            )
-            if standing:
-                found.append((row, self._log.batch_at(row.partition, row.offset, row.count)))
+            start = row.partition << _SHIFT | row.offset
+            for place, count, partition, due_ms, way in self._overlapping(start, start + row.count):
+                if due_ms != row.due_ms:
+                    continue
+                low, high = max(place, start), min(place + count, start + row.count)
+                part = Delayed(due_ms, partition, low & _OFFSETS, high - low, WAYS[way])
+                found.append((part, self._log.batch_at(partition, part.offset, part.count)))
         return found
 
     def find(self, task_id: TaskId) -> list[Delayed]:

@@ -91,14 +91,15 @@ class MemoryDelays:
     def fetch(self, rows: Sequence[Delayed]) -> list[tuple[Delayed, Fetched | Undecodable]]:
         found: list[tuple[Delayed, Fetched | Undecodable]] = []
         for row in rows:
-            standing = self._rows.get((row.partition, row.offset))
-            if standing is None or (standing.due_ms, standing.count) != (row.due_ms, row.count):
-                continue
-            item = self._read_one(row.partition, row.offset)
-            if isinstance(item, Fetched):
-                found.append((row, Fetched(row.partition, row.offset, item.batch.part(0, row.count))))
-            else:
-                found.append((row, msgspec.structs.replace(item, count=row.count)))
+            for standing in sorted(self._rows.values()):
+                part = _part(standing, max(standing.offset, row.offset), min(standing.end, row.end))
+                if (part.partition, part.due_ms) != (row.partition, row.due_ms) or part.count <= 0:
+                    continue
+                item = self._read_one(part.partition, part.offset)
+                if isinstance(item, Fetched):
+                    found.append((part, Fetched(part.partition, part.offset, item.batch.part(0, part.count))))
+                else:
+                    found.append((part, msgspec.structs.replace(item, count=part.count)))
         return found
 
     def find(self, task_id: TaskId) -> list[Delayed]:

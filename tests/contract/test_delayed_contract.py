@@ -136,7 +136,7 @@ def test_a_part_of_a_row_can_be_dropped_and_the_rest_waits_on(log: Log) -> None:
     assert sorted(ids_of(log, everything(log))) == [10, 11, 13, 14, 17, 18, 19]
     assert log.delays.counts() == {row.partition: 7}
     assert log.delays.find(12) == []
-    assert log.delays.fetch([row]) == [], "it no longer stands as it was named"
+    assert ids_of(log, [row]) == [10, 11, 13, 14, 17, 18, 19], "what is left of a row is found by what it was"
 
 
 def test_what_is_dropped_twice_or_was_never_there_does_no_harm(log: Log) -> None:
@@ -184,6 +184,17 @@ def test_what_was_moved_is_neither_fetched_nor_enqueued_by_its_old_time(log: Log
     assert log.delays.fetch([row]) == []
     assert log.delays.enqueue([row]) == []
     assert log.delays.counts() == {row.partition: 3}
+
+
+def test_what_is_left_of_a_row_is_enqueued_and_the_rest_of_it_is_not(log: Log) -> None:
+    row = delayed(log, 10, 5, NOW_MS + 50, ENQUEUE)
+    log.delays.drop([Place(row.partition, row.offset + 1)])
+    log.delays.move([Place(row.partition, row.offset + 3)], NOW_MS + 90)
+    appended = log.delays.enqueue([row])
+    assert [place.count for place in appended] == [1, 1, 1]
+    found = [log.read(place.partition, place.base, 1, 1)[0] for place in appended]
+    assert [list(item.batch.ids) for item in found if isinstance(item, Fetched)] == [[10], [12], [14]]
+    assert everything(log) == [Delayed(NOW_MS + 90, row.partition, row.offset + 3, 1, ENQUEUE)]
 
 
 def test_a_keyed_task_is_found_by_its_id(log: Log) -> None:

@@ -79,7 +79,7 @@ def test_what_one_process_deferred_another_finds_moves_and_drops(tmp_path: Path,
     other = open_log(tmp_path)
     assert everything(other) == [row]
     other.delays.move([Place(row.partition, row.offset)], NOW_MS - 1)
-    assert log.delays.fetch([row]) == []
+    assert [part.count for part, _ in log.delays.fetch([row])] == [4]
     assert [r.count for r in everything(log)] == [1, 4]
     other.delays.drop([Place(row.partition, row.offset, 5)])
     assert everything(log) == []

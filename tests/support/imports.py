@@ -25,6 +25,7 @@ PURE = (
     "raft/wire.py",
     "node/coordinator.py",
     "node/doubt.py",
+    "node/dues.py",
     "node/flow.py",
     "node/lease.py",
     "node/messages.py",
