@@ -183,9 +183,13 @@ class ScheduleDriver:
             self._running = True
             self._spawn(self._lead())
 
-    async def declare(self, handlers: Mapping[str, HandlerInfo]) -> None:
+    def declare(self, handlers: Mapping[str, HandlerInfo]) -> None:
         """Put the application's schedules into the ledger. At each start: the code that started last is right."""
         changes = declarations(self._ledger, handlers, f"node {self._node}", self._wall_ms())
+        if changes:
+            self._spawn(self._put(changes))
+
+    async def _put(self, changes: Sequence[PutSchedule | DeleteSchedule]) -> None:
         for at in range(0, len(changes), DECIDED_MAX):
             some = changes[at : at + DECIDED_MAX]
             for change, answer in zip(some, await self._propose(tuple(some)), strict=True):

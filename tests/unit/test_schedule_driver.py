@@ -223,7 +223,12 @@ def declaring(**whens: str) -> dict[str, HandlerInfo]:
 
 def declare(world: World, handlers: dict[str, HandlerInfo]) -> Leader:
     leader = Leader(world)
-    asyncio.run(leader.driver.declare(handlers))
+
+    async def started() -> None:
+        leader.driver.declare(handlers)
+        await asyncio.gather(*leader.spawned)
+
+    asyncio.run(started())
     return leader
 
 
