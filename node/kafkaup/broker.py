@@ -25,7 +25,7 @@ from typing import Self
 
 from msgspec.structs import replace
 
-from node.cluster import Locked, is_held, lock_holder, port_is_free, signal_holder
+from node.cluster import Locked, hold_lock, is_held, lock_holder, port_is_free, signal_holder
 from node.kafkaup.fetch import NoKafka, find_java, get_jars
 from node.kafkaup.layout import (
     CONTROLLER,
@@ -200,10 +200,17 @@ class Broker:
         """Until it answers and knows these to be alive. Raises BrokerEnded or KafkaError."""
         wanted = set(brokers)
         deadline = time.monotonic() + timeout_s
-        while not wanted <= (found := self.alive()):
+        while True:
+            # Its end first: what answers at its port could be another's.
+            if self.exit_code == EXIT_LOCKED:
+                raise Locked(f"broker {self.number} is running already as process {self.pid}")
             if self.exit_code is not None:
-                why = "it is running already" if self.exit_code == EXIT_LOCKED else f"It said:\n{self.said()}"
-                raise BrokerEnded(f"broker {self.number} ended with {self.exit_code}. {why}")
+                raise BrokerEnded(
+                    f"broker {self.number} ended with {self.exit_code}. It said:\n{self.said()}"
+                )
+            found = self.alive()
+            if wanted <= found:
+                return
             if time.monotonic() > deadline:
                 knows = f"knows of {sorted(found)} only" if found else "does not answer"
                 raise KafkaError(f"broker {self.number} {knows} after {timeout_s:g} s; see {self.log}")
@@ -227,6 +234,11 @@ class Broker:
         self.signal(signal.SIGKILL)
         if not self.wait_gone(STOP_S_MAX):
             raise KafkaError(f"broker {self.number} is still there after SIGKILL (a hung disk?)")
+
+    def abandon(self) -> None:
+        """Kill it if it is one that this process started; another's is left alone."""
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
 
     def stop(self, timeout_s: float = STOP_S_MAX) -> bool:
         """Ask it to shut down, then kill it. True: it ended by itself."""
@@ -324,19 +336,21 @@ class Kafka:
 
     def start(self, *, attached: bool = True, timeout_s: float = START_S_MAX) -> None:
         """Those that are down, and wait until all know of all. What was started is stopped again if that fails."""
-        down = [each for each in self.brokers.values() if not each.up]
-        deadline = time.monotonic() + timeout_s
-        try:
-            format_brokers(down)
-            for each in down:
-                each.start(attached=attached, wait=False)
-            for each in self.brokers.values():
-                each.wait_ready(self.brokers, max(1.0, deadline - time.monotonic()))
-        except BaseException:
-            # Half a cluster in the background helps nobody; what failed is what gets reported.
-            with contextlib.suppress(KafkaError):
-                kill_all(down)
-            raise
+        with hold_lock(self.dir / "starting.lock", f"another start of the brokers of {self.dir}"):
+            down = [each for each in self.brokers.values() if not each.up]
+            deadline = time.monotonic() + timeout_s
+            try:
+                format_brokers(down)
+                for each in down:
+                    each.start(attached=attached, wait=False)
+                for each in self.brokers.values():
+                    each.wait_ready(self.brokers, max(1.0, deadline - time.monotonic()))
+            except BaseException:
+                # Half a cluster in the background helps nobody; what failed is what gets reported.
+                for each in down:
+                    with contextlib.suppress(KafkaError):
+                        each.abandon()
+                raise
 
     def stop(self, timeout_s: float = STOP_S_MAX) -> list[int]:
         """Every broker, one after the other; the numbers of those that had to be killed."""
@@ -355,15 +369,11 @@ class Kafka:
         return killed
 
     def kill(self) -> None:
-        kill_all(self.brokers.values())
-
-
-def kill_all(brokers: Iterable[Broker]) -> None:
-    found = list(brokers)
-    for each in found:
-        each.signal(signal.SIGKILL)
-    for each in found:
-        each.kill()
+        """All at the same time, as in a power cut."""
+        for each in self.brokers.values():
+            each.signal(signal.SIGKILL)
+        for each in self.brokers.values():
+            each.kill()
 
 
 # --- Java -----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaException
 from chaos.toxiproxy import DOWN
 from node.cluster import free_ports
 from node.kafkaup.broker import Kafka
-from node.kafkaup.fetch import NoKafka, cache_path, find_jars, find_java
+from node.kafkaup.fetch import NEEDED, VARIABLES, NoKafka, cache_path, find_jars, find_java
 from node.kafkaup.layout import FILE, PLAIN, SASL, SASL_TLS, TLS, KafkaError
 from node.supervisor import child_environment
 from tests.support.cli_shop import command, oncekeeper, until
@@ -117,6 +117,24 @@ class in_foreground:
         self.process.stdout.close()
 
 
+def test_of_two_who_start_the_same_brokers_one_does(folder):
+    Kafka.create(folder / "kafka")
+    both = [
+        subprocess.Popen(
+            command("kafka", "up", "--dir", "kafka", "--detach", "--json"),
+            cwd=folder, env=child_environment(), stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    told = [json.loads(each.communicate(timeout=120)[0]) for each in both]
+    assert sorted(each.returncode for each in both) == [0, 1]
+    (refused,) = (each["error"] for each in told if "error" in each)
+    assert "running already" in refused or "up already" in refused
+    assert [
+        each["answers"] for each in oncekeeper(folder, "kafka", "status", "--dir", "kafka")["brokers"]
+    ] == [True]
+
+
 # --- deaths ---------------------------------------------------------------------------------------
 
 
@@ -132,7 +150,8 @@ def test_an_acknowledged_message_survives_a_kill_and_a_restart_and_a_pause(priva
     broker.start()
     assert broker.pid not in (0, former)
     broker.signal(signal.SIGSTOP)
-    assert (broker.up, broker.alive()) == (True, set())
+    until(lambda: broker.alive() == set(), "it is silent")
+    assert broker.up
     broker.signal(signal.SIGCONT)
     broker.wait_ready({1})
     assert values(kafka.bootstrap(), "kept") == sent
@@ -299,7 +318,7 @@ def test_a_kafka_of_ones_own_is_taken_and_an_old_one_is_not(monkeypatch, tmp_pat
 
 
 def get_kafka(**environment):
-    given = {key: value for key, value in os.environ.items() if key not in ("ONCEKEEPER_KAFKA", "KAFKA_HOME")}
+    given = {key: value for key, value in os.environ.items() if key not in VARIABLES}
     return subprocess.run(
         [ROOT / "tools" / "get-kafka"], capture_output=True, text=True, check=False, env=given | environment
     )
@@ -332,3 +351,26 @@ def test_what_maven_could_not_get_leaves_nothing_behind(tmp_path):
     maven.write_text("#!/bin/sh\nexit 0\n")
     ran = get_kafka(PATH=f"{maven.parent}:{os.environ['PATH']}", XDG_CACHE_HOME=str(cache))
     assert "the registry is incomplete" in ran.stderr
+    assert list((cache / "oncekeeper").iterdir()) == []
+
+
+def test_two_who_get_kafka_at_the_same_time_do_not_disturb_each_other(tmp_path):
+    maven = tmp_path / "programs" / "mvn"
+    maven.parent.mkdir()
+    maven.write_text(
+        "#!/bin/sh\n"
+        "for each; do case $each in -DoutputDirectory=*) mkdir -p ${each#*=}; cd ${each#*=};; esac; done\n"
+        f"touch {' '.join(NEEDED)}\n"
+        f"touch {tmp_path}/met.$$\n"  # both are here before either goes on
+        f'until [ "$(ls {tmp_path} | grep -c met)" = 2 ]; do sleep 0.05; done\n'
+    )
+    maven.chmod(0o755)
+    given = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+    given |= {"PATH": f"{maven.parent}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    both = [
+        subprocess.Popen([ROOT / "tools" / "get-kafka"], env=given, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [each.communicate(timeout=60)[0].strip() for each in both]
+    assert told == [str(tmp_path / "cache" / "oncekeeper" / cache_path().name / "lib")] * 2
+    assert len(list((tmp_path / "cache" / "oncekeeper").iterdir())) == 1

@@ -2,7 +2,9 @@
 
 A test folder gets the fixtures by importing them in its ``conftest.py``::
 
-    from tests.support.kafka_broker import kafka, prefix, private_kafka, proxied_kafka  # noqa: F401
+    from tests.support.kafka_broker import kafka, prefix, private_kafka, proxied_kafka
+
+(each folder that does has a broker of its own).
 
 Every broker is attached: it dies with the test process, however that ends. Tests share the broker, so each names
 its topics and groups by its own ``prefix``.
@@ -31,7 +33,8 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from chaos.toxiproxy import Proxy, Toxiproxy
 from node.certs import CertFiles, make_all
@@ -233,7 +236,8 @@ def produce(
 
 def stored(bootstrap: str, topic: str, **settings: Any) -> list[Message]:
     """All that a topic holds at this moment, in the order of partitions and offsets."""
-    given = {"group.id": unique_prefix(), "enable.auto.commit": False, "enable.partition.eof": True}
+    given = {"group.id": unique_prefix(), "enable.auto.commit": False, "enable.partition.eof": True,
+             "fetch.wait.max.ms": 50}  # fmt: skip
     consumer = Consumer({"bootstrap.servers": bootstrap, **given, **_dotted(settings)})
     try:
         unread = set(consumer.list_topics(topic, timeout=ANSWER_S).topics[topic].partitions)
