@@ -42,6 +42,7 @@ PURE = (
     "node/why.py",
     "node/workers/port.py",
     "oncekeeper/log/cut.py",
+    "oncekeeper/log/delayed.py",
     "oncekeeper/log/port.py",
 )
 # What pure modules may use: data structures, arithmetic, bytes and types. All else is an adapter, or may be one.
