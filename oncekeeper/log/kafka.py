@@ -19,20 +19,17 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import TimeoutError as FutureTimeout
-
-from confluent_kafka import KafkaException
+from collections.abc import Iterator, Mapping, Sequence
 
 from dedup.ids import Ids, TaskId, id_text
 from oncekeeper.envelope import TaskBatch, encode_task
 from oncekeeper.errors import LogUnusable
 from oncekeeper.log.cut import cut, partition_of_key
-from oncekeeper.log.kafka_admin import RETENTION_MS_MIN, Admin, Demands, Topic, in_words
+from oncekeeper.log.kafka_admin import RETENTION_MS_MIN, Admin, Demands, Place, Topic
 from oncekeeper.log.kafka_aside import AsideTopics
 from oncekeeper.log.kafka_codec import items, messages
 from oncekeeper.log.kafka_names import PARTITIONS_MAX, Address, Names, parse_url
-from oncekeeper.log.kafka_read import Passed, Place, Reader
+from oncekeeper.log.kafka_read import Passed, Reader
 from oncekeeper.log.kafka_send import SEND_TIMEOUT_MS, Row, Sender
 from oncekeeper.log.kafka_settings import KafkaSettings
 from oncekeeper.log.kafka_topics import Topics, claim
@@ -54,13 +51,13 @@ def open_kafka(
     index_path: str | os.PathLike[str] | None = None,
     send_timeout_ms: int = SEND_TIMEOUT_MS,
     retention_ms_min: int = RETENTION_MS_MIN,
-    clock_ms: Callable[[], int] | None = None,
 ) -> KafkaLog:
     """Open the log at ``url`` (``kafka://HOST:PORT[,…][/PREFIX]``); LogUnusable says why it cannot be.
 
     ``create`` makes the topics that are missing, with ``partitions`` (default 12) and ``replication`` (default 3,
     as far as there are brokers); those that are there must have as many at least. ``index_path``: the SQLite file
-    for what lies aside; in memory if not given. ``clock_ms`` stamps the records; the client's own clock if not given.
+    for what lies aside; in memory if not given. A send is given up after ``send_timeout_ms``. Topics that others
+    made must keep what they hold for ``retention_ms_min`` at least.
     """
     address = parse_url(url)
     names = Names(address.prefix)
@@ -69,7 +66,7 @@ def open_kafka(
     admin.connect()
     topics = Topics(admin, names, Demands(partitions, replication, retention_ms_min))
     topics.open(create)
-    log = KafkaLog(address, given, admin, topics, names, index_path, send_timeout_ms, clock_ms)
+    log = KafkaLog(address, given, admin, topics, names, index_path, send_timeout_ms)
     if cluster_id is not None:
         try:
             log.claim(cluster_id, create)
@@ -94,14 +91,12 @@ class KafkaLog:
         names: Names,
         index_path: str | os.PathLike[str] | None,
         send_timeout_ms: int,
-        clock_ms: Callable[[], int] | None,
     ) -> None:
         self.address = address
         self.names = names
         self._settings = settings
         self._admin = admin
         self._topics = topics
-        self._clock_ms = clock_ms
         self._sender = Sender(address, settings, send_timeout_ms)
         self._a_reader: Reader | None = None
         self._aside = AsideTopics(topics.aside, self._reader, self._sender, index_path)
@@ -141,7 +136,7 @@ class KafkaLog:
             raise Unsent(str(error)) from error
         if not pieces:
             return []
-        limit = min(self._limit(topic) for topic, _, _ in pieces)
+        limit = min(self._limit(topic) for topic in (self._topics.default, *(piece[0] for piece in pieces)))
         for topic, _, piece in pieces:
             self._check_size(piece, topic)
         rows: list[Row] = []
@@ -166,10 +161,7 @@ class KafkaLog:
     def _rows(self, pieces: Sequence[tuple[Topic, int, TaskBatch]], rows: list[Row]) -> Iterator[Row]:
         """Encoded one by one, while those before are on their way."""
         for topic, partition, piece in pieces:
-            if self._clock_ms is not None:
-                at_ms = self._clock_ms()
-                found = [{"key": k, "value": value, "timestamp": at_ms} for k, value in messages(piece)]
-            elif piece.keys:
+            if piece.keys:
                 found = [{"key": key, "value": value} for key, value in messages(piece)]
             else:
                 found = [{"value": value} for _, value in messages(piece)]
@@ -207,7 +199,7 @@ class KafkaLog:
             if size > room:
                 raise Unsent(
                     f"{self.address}: task {id_text(next(iter(one.ids)))} has {size} bytes, topic {topic.name} "
-                    f"takes messages of {room} (its max.message.bytes is {topic.message_bytes_max}): nothing was sent"
+                    f"takes {room} (its max.message.bytes is {topic.message_bytes_max}): nothing was sent"
                 )
 
     def commit(self, positions: Mapping[int, int]) -> None:
@@ -234,13 +226,8 @@ class KafkaLog:
             return
         try:
             self._admin.commit(self.names.group, moved)
-        except KafkaException as error:
-            raise Unsent(
-                f"{self.address}: group {self.names.group}: {self._settings.clean(in_words(error))} "
-                "(while it has members, only they can commit)"
-            ) from error
-        except FutureTimeout as error:
-            raise UnknownAppend(f"{self.address}: group {self.names.group}: no answer") from error
+        except LogUnusable as error:
+            raise UnknownAppend(str(error)) from error
 
     def retain(self, keep_ms: int, now_ms: int) -> int:
         """DeleteRecords below the positions, up to the first record that is younger than keep_ms."""

@@ -7,14 +7,14 @@ librdkafka client repeats a vain attempt for minutes, and tells the reason only 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from confluent_kafka import (
     ConsumerGroupTopicPartitions,
@@ -30,9 +30,12 @@ from oncekeeper.log.kafka_names import PARTITIONS_MAX, Address
 from oncekeeper.log.kafka_settings import KafkaSettings
 
 T = TypeVar("T")
+Place = tuple[str, int]
+"""Topic and partition."""
 
 CONNECT_S = 5.0
-ASK_S = 8.0
+ASK_S = 5.0
+AGAIN_S = 0.05
 VISIBLE_S = 5.0  # for a new topic to be known to the brokers
 DAY_MS = 24 * 3600 * 1000
 RETENTION_MS_MIN = 7 * DAY_MS  # what Kafka's own default is
@@ -185,128 +188,140 @@ class Admin:
     def close(self) -> None:
         """The client goes with its last reference."""
 
-    # --- asking -------------------------------------------------------------------------------------------------
+    # --- asking -----------------------------------------------------------------------------------------------
 
-    def ask(self, what: str, call: Callable[[], T]) -> T:
-        """The answer, or LogUnusable that says what was asked and why there is none."""
-        try:
-            return call()
-        except (KafkaException, FutureTimeout) as error:
-            self._client.poll(0)
-            if code_of(error) in _FORBIDDEN:
-                raise LogUnusable(
-                    f"{self._address}: {what}: no permission: {self._settings.clean(in_words(error))}"
-                ) from None
-            kind = Missing if code_of(error) in _GONE else LogUnusable
-            why = (
-                in_words(error) if kind is Missing or code_of(error) not in _SILENT else self.words.why(error)
-            )
-            raise kind(f"{self._address}: {what}: {self._settings.clean(why)}") from None
+    def ask(self, what: str, call: Callable[[float], T]) -> T:
+        """What ``call`` answers, which gets the seconds it may take; LogUnusable that says why there is none.
+
+        Called again while the brokers are busy among themselves: a leader moves, a coordinator reads its log.
+        """
+        until = time.monotonic() + ASK_S
+        while True:
+            try:
+                return call(max(0.5, until - time.monotonic()))
+            except (KafkaException, FutureTimeout) as error:
+                code = code_of(error)
+                if code in _PASSING and time.monotonic() < until:
+                    time.sleep(AGAIN_S)
+                    continue
+                self._client.poll(0)
+                said = self._settings.clean(in_words(error))
+                if code in _FORBIDDEN:
+                    raise LogUnusable(f"{self._address}: {what}: no permission: {said}") from None
+                if code in _GONE:
+                    raise Missing(f"{self._address}: {what}: {said}") from None
+                why = self.words.why(error) if code in _SILENT else said
+                raise LogUnusable(f"{self._address}: {what}: {why}") from None
 
     def topics(self) -> dict[str, int]:
         """Every topic that we may see, with its number of partitions."""
-        found = self.ask("listing topics", lambda: self._client.list_topics(timeout=ASK_S)).topics
+        found = self.ask("listing topics", lambda within_s: self._client.list_topics(timeout=within_s)).topics
         return {name: len(topic.partitions) for name, topic in found.items() if topic.error is None}
 
     def brokers(self) -> int:
-        return len(self.ask("listing brokers", lambda: self._client.list_topics(timeout=ASK_S)).brokers)
+        return len(
+            self.ask("listing brokers", lambda within_s: self._client.list_topics(timeout=within_s)).brokers
+        )
 
     def describe(self, names: Iterable[str]) -> dict[str, Topic]:
         """Those of the topics that exist."""
-        names = list(names)
-        resources = {name: ConfigResource(ConfigResource.Type.TOPIC, name) for name in names}
-        described = self._client.describe_topics(
-            TopicCollection(names), include_authorized_operations=True, request_timeout=ASK_S
-        )
-        configs = self._client.describe_configs(list(resources.values()), request_timeout=ASK_S)
-        found: dict[str, Topic] = {}
+        found = {}
         for name in names:
             with contextlib.suppress(Missing):
-                said = self.ask(f"topic {name}", lambda name=name: described[name].result(ASK_S + 1))  # type: ignore[misc]
-                config = self.ask(
-                    f"configuration of topic {name}",
-                    lambda name=name: configs[resources[name]].result(ASK_S + 1),  # type: ignore[misc]
-                )
-                if not said.partitions:
-                    continue  # it is being made, or deleted
-                may = said.authorized_operations
-                found[name] = Topic(
-                    name=name,
-                    id=str(said.topic_id),
-                    partitions=len(said.partitions),
-                    replication=min(len(partition.replicas) for partition in said.partitions),
-                    config={
-                        key: str(entry.value) for key, entry in config.items() if entry.value is not None
-                    },
-                    may=None if not may else frozenset(operation.name for operation in may),
-                )
+                found[name] = self.ask(f"topic {name}", functools.partial(self._describe, name))
         return found
 
-    def lows(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    def _describe(self, name: str, within_s: float) -> Topic:
+        resource = ConfigResource(ConfigResource.Type.TOPIC, name)
+        described = self._client.describe_topics(
+            TopicCollection([name]), include_authorized_operations=True, request_timeout=within_s
+        )[name]
+        configs = self._client.describe_configs([resource], request_timeout=within_s)[resource]
+        said, config = described.result(within_s + 1), configs.result(within_s + 1)
+        if not said.partitions:  # it is being made
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+        may = said.authorized_operations
+        return Topic(
+            name=name,
+            id=str(said.topic_id),
+            partitions=len(said.partitions),
+            replication=min(len(partition.replicas) for partition in said.partitions),
+            config={key: str(entry.value) for key, entry in config.items() if entry.value is not None},
+            may=None if not may else frozenset(operation.name for operation in may),
+        )
+
+    def lows(self, places: Iterable[Place]) -> dict[Place, int]:
         """The lowest offsets that are left."""
         return self._offsets(places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
 
-    def ends(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    def ends(self, places: Iterable[Place]) -> dict[Place, int]:
         return self._offsets(places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
 
-    def since(self, places: Iterable[tuple[str, int]], epoch_ms: int) -> dict[tuple[str, int], int]:
+    def since(self, places: Iterable[Place], epoch_ms: int) -> dict[Place, int]:
         """The first offsets whose records are of that time or later; -1 where none is."""
         return self._offsets(places, OffsetSpec.for_timestamp(epoch_ms))
 
-    def _offsets(self, places: Iterable[tuple[str, int]], spec: OffsetSpec) -> dict[tuple[str, int], int]:
+    def _offsets(self, places: Iterable[Place], spec: OffsetSpec) -> dict[Place, int]:
         wanted = {TopicPartition(*place): spec for place in places}
         if not wanted:
             return {}
-        asked = self._client.list_offsets(wanted, request_timeout=ASK_S)
-        return {
-            (place.topic, place.partition): self.ask(
-                f"offsets of {place.topic}/{place.partition}",
-                lambda future=future: future.result(ASK_S + 1),  # type: ignore[misc]
-            ).offset
-            for place, future in asked.items()
-        }
 
-    def committed(self, group: str) -> dict[tuple[str, int], int]:
+        def call(within_s: float) -> dict[Place, int]:
+            asked = self._client.list_offsets(wanted, request_timeout=within_s)
+            return {
+                (place.topic, place.partition): future.result(within_s + 1).offset
+                for place, future in asked.items()
+            }
+
+        return self.ask(f"offsets of {', '.join(sorted({place.topic for place in wanted}))}", call)
+
+    def committed(self, group: str) -> dict[Place, int]:
         """The positions that the group committed."""
-        asked = self._client.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group)], request_timeout=ASK_S
-        )
-        answer = self.ask(f"positions of group {group}", lambda: asked[group].result(ASK_S + 1))
-        found = {}
-        for place in answer.topic_partitions or []:
-            if place.error is not None:
-                raise LogUnusable(f"{self._address}: positions of group {group}: {place.error.str()}")
-            if place.offset >= 0:
-                found[place.topic, place.partition] = place.offset
-        return found
 
-    def commit(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
-        """KafkaException from a broker that refuses: among them every one where the group has members."""
-        moved = [TopicPartition(*place, offset) for place, offset in positions.items()]
-        asked = self._client.alter_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group, moved)], request_timeout=ASK_S
-        )
-        answer = asked[group].result(ASK_S + 1)
-        for place in answer.topic_partitions or []:
-            if place.error is not None:
-                raise KafkaException(place.error)
+        def call(within_s: float) -> dict[Place, int]:
+            asked = self._client.list_consumer_group_offsets(
+                [ConsumerGroupTopicPartitions(group)], request_timeout=within_s
+            )
+            found = {}
+            for place in asked[group].result(within_s + 1).topic_partitions or []:
+                if place.error is not None:
+                    raise KafkaException(place.error)
+                if place.offset >= 0:
+                    found[place.topic, place.partition] = place.offset
+            return found
 
-    def delete_below(self, positions: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+        return self.ask(f"positions of group {group}", call)
+
+    def commit(self, group: str, positions: Mapping[Place, int]) -> None:
+        """Set the positions. A broker refuses where the group has members."""
+
+        def call(within_s: float) -> None:
+            moved = [TopicPartition(*place, offset) for place, offset in positions.items()]
+            asked = self._client.alter_consumer_group_offsets(
+                [ConsumerGroupTopicPartitions(group, moved)], request_timeout=within_s
+            )
+            for place in asked[group].result(within_s + 1).topic_partitions or []:
+                if place.error is not None:
+                    raise KafkaException(place.error)
+
+        self.ask(f"committing for group {group}, which only its members can while it has any", call)
+
+    def delete_below(self, positions: Mapping[Place, int]) -> dict[Place, int]:
         """DeleteRecords; what the lowest offsets are now."""
         if not positions:
             return {}
-        asked = self._client.delete_records(
-            [TopicPartition(*place, offset) for place, offset in positions.items()], request_timeout=ASK_S
-        )
-        return {
-            (place.topic, place.partition): self.ask(
-                f"deleting old records of {place.topic}/{place.partition}",
-                lambda future=future: future.result(ASK_S + 1),  # type: ignore[misc]
-            ).low_watermark
-            for place, future in asked.items()
-        }
 
-    # --- making -------------------------------------------------------------------------------------------------
+        def call(within_s: float) -> dict[Place, int]:
+            wanted = [TopicPartition(*place, offset) for place, offset in positions.items()]
+            asked = self._client.delete_records(wanted, request_timeout=within_s)
+            return {
+                (place.topic, place.partition): future.result(within_s + 1).low_watermark
+                for place, future in asked.items()
+            }
+
+        return self.ask("deleting old records", call)
+
+    # --- making -----------------------------------------------------------------------------------------------
 
     def create(self, name: str, partitions: int, replication: int | None, config: Mapping[str, str]) -> None:
         """Make the topic unless it is there, and wait until it is known."""
@@ -316,38 +331,47 @@ class Admin:
             replication_factor=-1 if replication is None else replication,
             config=dict(config),
         )
-        asked: Future[Any] = self._client.create_topics(
-            [new], operation_timeout=ASK_S, request_timeout=ASK_S
-        )[name]
-        try:
-            self.ask(f"creating topic {name}", lambda: _unless_there(asked))
-        except LogUnusable as error:
-            if "replication factor" in str(error).lower():
-                raise LogUnusable(f"{error} (replication={replication} was asked for)") from None
-            raise
-        deadline = time.monotonic() + VISIBLE_S
+
+        def call(within_s: float) -> None:
+            asked = self._client.create_topics([new], operation_timeout=within_s, request_timeout=within_s)
+            try:
+                asked[name].result(within_s + 1)
+            except KafkaException as error:
+                if code_of(error) != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+
+        self.ask(f"creating topic {name} (partitions={partitions}, replication={replication})", call)
+        until = time.monotonic() + VISIBLE_S
         while name not in self.topics():
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= until:
                 raise LogUnusable(
                     f"{self._address}: topic {name}: was created, and is not known after {VISIBLE_S:g} s"
                 )
-            time.sleep(0.02)
+            time.sleep(AGAIN_S)
 
 
+_PASSING = (
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.NOT_CONTROLLER,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
+    KafkaError._NOENT,  # no leader is known
+    KafkaError._TRANSPORT,
+)
 _SILENT = (
     KafkaError._TRANSPORT,
     KafkaError._TIMED_OUT,
     KafkaError._ALL_BROKERS_DOWN,
     None,  # no Kafka error: the client did not answer
 )
-
-
-def _unless_there(asked: Future[Any]) -> None:
-    try:
-        asked.result(ASK_S + 1)
-    except KafkaException as error:
-        if code_of(error) != KafkaError.TOPIC_ALREADY_EXISTS:
-            raise
 
 
 # --- judging topics (pure) ------------------------------------------------------------------------------------

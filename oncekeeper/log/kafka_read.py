@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from oncekeeper.errors import LogUnusable
-from oncekeeper.log.kafka_admin import Words, code_of, in_words
+from oncekeeper.log.kafka_admin import Place, Words, code_of, in_words
 from oncekeeper.log.kafka_names import Address
 from oncekeeper.log.kafka_settings import KafkaSettings
 
@@ -24,8 +24,6 @@ _ROUND = 10_000
 _TURN_S = 0.2  # an interrupt from the keyboard is seen between turns
 _quiet = logging.Logger("oncekeeper.kafka.consumer", logging.CRITICAL)  # the error callback says what matters
 _AGAIN = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE)
-
-Place = tuple[str, int]
 
 
 class Passed(Exception):

@@ -210,7 +210,10 @@ class Sender:
         if self._producer is not None and self._limit > message_bytes_max:
             self._discard()
         if self._producer is None:
-            self._producer, self._limit = self._make(message_bytes_max), message_bytes_max
+            producer = self._make(message_bytes_max)
+            # Also because a producer that is used before it has a connection waits half a second for its number.
+            self._probe(producer)
+            self._producer, self._limit = producer, message_bytes_max
         elif self.words.down:
             self._probe(self._producer)
         return self._producer
@@ -225,7 +228,9 @@ class Sender:
         }
         fixed = {
             "message.max.bytes": str(max(1000, min(limit, 1_000_000_000))),
-            "batch.size": str(max(1, min(batch_bytes, limit))),  # a batch counts as one message with the broker
+            "batch.size": str(
+                max(1, min(batch_bytes, limit))
+            ),  # a batch counts as one message with the broker
             "enable.idempotence": self._settings.acks_all,
             "message.timeout.ms": str(self._timeout_ms),
             "error_cb": self.words.note,
@@ -238,7 +243,7 @@ class Sender:
             ) from None
 
     def _probe(self, producer: Producer) -> None:
-        """No broker was there lately. As long as none is, nothing is even tried: the answer is quick and sure."""
+        """As long as no broker is there, nothing is even tried: the answer is quick and sure."""
         try:
             producer.list_topics(timeout=PROBE_S)
         except KafkaException as error:
