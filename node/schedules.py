@@ -251,7 +251,7 @@ class ScheduleDriver:
         schedules = self._ledger.schedules
         for name in self._next.keys() - schedules.keys():
             del self._next[name]
-        computed = 0
+        computed, now_ms = 0, self._wall_ms()
         for name, schedule in list(schedules.items()):
             known = self._next.get(name)
             if known is None or known[0] is not schedule:
@@ -259,7 +259,6 @@ class ScheduleDriver:
                 computed += 1
                 if computed % SLICE == 0:
                     await asyncio.sleep(0)
-            now_ms = self._wall_ms()
             if known[1] is None or known[1] > now_ms:
                 continue
             timetable = schedule.timetable

@@ -32,7 +32,7 @@ from raft.ledger_state import Firing, LedgerState, Schedule, check_name, check_n
 CATCH_UPS: Final = ("none", "latest", "all")
 OWNERS: Final = ("code", "hand")
 WHEN_BYTES_MAX: Final = 256
-TIME_MS_MAX: Final = 2**53  # exact in JSON too
+TIME_MS_MAX: Final = 2**47  # the year 6429: every text of a time can be read
 _MISSED_MAX: Final = 2**40
 _TTR_MS_MAX: Final = 2**40
 

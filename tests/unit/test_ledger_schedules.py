@@ -121,7 +121,7 @@ def test_what_the_code_owns_is_not_changed_by_hand_nor_the_other_way() -> None:
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        (Fire("daily", 1, 0), "at_ms=0 must be from 1 to 9007199254740992"),
+        (Fire("daily", 1, 0), "at_ms=0 must be from 1 to 140737488355328"),
         (Fire("daily", 1, 1, True, -1), "missed=-1 must be from 0 to 1099511627776"),
         (PauseSchedule("none", True, "", 1), "name: there is no schedule none"),
         (PutSchedule("s", DAILY, "me", "", 1), "owner must be one of code, hand"),
