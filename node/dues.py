@@ -243,6 +243,15 @@ class Dues:
         self._left(row, count)
         self.stored((msgspec.structs.replace(row, offset=offset, count=count, due_ms=due_ms),))
 
+    def again(self, row: Delayed, offset: int, count: int) -> None:
+        """These tasks of a fired row could not run yet, and may now: fetch them again, because somebody may have
+        dropped or moved them while they waited in memory."""
+        if row.partition in self._known:
+            self._left(row, count)
+            part = msgspec.structs.replace(row, offset=offset, count=count)
+            self._busy[part] = count
+            self._due.append(part)
+
     def _left(self, row: Delayed, count: int) -> None:
         left = self._busy.get(row, 0) - count
         if left > 0:

@@ -27,7 +27,7 @@ SETTINGS = DueSettings(horizon_ms=100, rows_max=6, fetch_max=8)
 class Play:
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
-        self.wall_ms = START_MS
+        self.wall_ms = self.latest_ms = START_MS
         self.log = MemoryLog(3, lambda: self.wall_ms)
         self.dues = Dues(SETTINGS, self.wall_ms)
         self.epochs = {0: 1, 1: 1, 2: 1}
@@ -76,8 +76,17 @@ class Play:
     def fetched(self, fetch: FetchDue, found: list[tuple[Delayed, Any]], asked_ms: int) -> None:
         for row, epoch, item in self.dues.fetched(fetch, found):
             assert epoch == self.epochs[row.partition]
+            if self.draw.random() < 0.2:  # not to be claimed yet: it waits in memory, and is looked up again
+                at = self.draw.randrange(row.count)
+                self.later(lambda row=row, at=at: self.wait(row, at))  # type: ignore[misc]
+                continue
             self.fire(row, item, asked_ms)
             self.later(lambda row=row: self.dues.settled(row, row.offset, row.count))  # type: ignore[misc]
+
+    def wait(self, row: Delayed, at: int) -> None:
+        for offset, count in ((row.offset, at), (row.offset + at, row.count - at)):
+            if count:
+                self.dues.again(row, offset, count)
 
     def fire(self, row: Delayed, item: object, asked_ms: int) -> None:
         assert isinstance(item, Fetched)
@@ -110,8 +119,13 @@ class Play:
             self.reload(partition)
 
     def reload(self, partition: int) -> None:
-        # What is settled and not dropped yet comes again, and the ledger knows that it ran.
-        self.again |= {task_id for task_id in self.fired if self.places[task_id][0] == partition}
+        # What is in hand in parts comes again as the row that it was; what is settled and not dropped yet, too. The
+        # node knows that it has the one, and the ledger that the other ran.
+        self.again |= {
+            task_id
+            for task_id, (there, _) in self.places.items()
+            if there == partition and self.due[task_id] <= self.latest_ms
+        }
         self.dues.reload(partition)
 
     def rebalance(self) -> None:
@@ -137,6 +151,7 @@ class Play:
             self.answers.pop(self.draw.randrange(len(self.answers)))()
         else:
             self.wall_ms += self.draw.choice([0, 1, 5, 40, 40, -30])
+            self.latest_ms = max(self.latest_ms, self.wall_ms)
             self.look()
 
     def finish(self) -> None:
