@@ -250,7 +250,9 @@ class Service:
         evidence = self.parts.evidence
         kept = [life for life in evidence.lives() if life != self._process_life]
         read = {}
-        for claimed, life in lives(suspects, kept).items():
+        for claimed, life in lives(suspects, evidence.lives()).items():
+            if life == self._process_life:
+                continue  # joined anew without a restart: our own pools report it, and no former life knows of it
             read[claimed] = await evidence.read(life)
             if read[claimed].why:
                 _log.warning("the work journals of incarnation %d: %s", life, read[claimed].why)
