@@ -99,7 +99,7 @@ class KafkaLog:
         self._topics = topics
         self._sender = Sender(address, settings, send_timeout_ms)
         self._a_reader: Reader | None = None
-        self._aside = AsideTopics(topics.aside, self._reader, self._sender, index_path)
+        self._aside = AsideTopics(topics.aside, admin, self._reader, self._sender, index_path)
         # Many clients that each submit one task must not all start with the same partition.
         self._turns: dict[str, int] = {}
 
@@ -116,11 +116,11 @@ class KafkaLog:
         self._aside.close()
 
     def claim(self, cluster_id: str, create: bool) -> None:
-        claim(self._reader(), self._sender, self._topics.cluster, cluster_id, create)
+        claim(self._admin, self._reader(), self._sender, self._topics.cluster, cluster_id, create)
 
     def _reader(self) -> Reader:
         if self._a_reader is None:
-            self._a_reader = Reader(self.address, self._settings, self.names.group)
+            self._a_reader = Reader(self.address, self._settings, self.names.group, self._admin.ends)
         return self._a_reader
 
     # --- writing ------------------------------------------------------------------------------------------------
@@ -258,10 +258,12 @@ class KafkaLog:
             try:
                 records, after = reader.read(topic, kafka_partition, at, tasks_max, bytes_max)
             except Passed:
-                low, end = reader.limits(topic, kafka_partition)
-                if at >= end:
+                place = (topic, kafka_partition)
+                if at >= self._admin.ends([place])[place]:
                     return []
-                at = max(at, low)  # what retention took is left out, and shows by the first item's base
+                at = max(
+                    at, self._admin.lows([place])[place]
+                )  # what retention took is left out, and shows by the first item's base
                 continue
             found = items(partition, topic, kafka_partition, records)
             first = found[0].base if found else after
@@ -297,11 +299,9 @@ class KafkaLog:
         """
         here = self._places()
         standing = self._admin.committed(self.names.group)
-        limits = {place: self._reader().limits(*place) for place in here}
-        open_places = {
-            place: max(standing.get(place, 0), low) for place, (low, end) in limits.items() if end > low
-        }
-        open_places = {place: at for place, at in open_places.items() if at < limits[place][1]}
+        lows, ends = self._admin.lows(here), self._admin.ends(here)
+        starts = {place: max(standing.get(place, 0), lows[place]) for place in here}
+        open_places = {place: at for place, at in starts.items() if at < ends[place]}
         until = time.monotonic() + FIND_S
         if isinstance(task_id, bytes):
             counts: dict[str, int] = {}

@@ -27,7 +27,7 @@ from confluent_kafka import Message
 
 from dedup.ids import Ids, id_text, parse_id
 from oncekeeper.errors import LogUnusable
-from oncekeeper.log.kafka_admin import Topic
+from oncekeeper.log.kafka_admin import Admin, Topic
 from oncekeeper.log.kafka_read import Passed, Reader
 from oncekeeper.log.kafka_send import Sender
 from oncekeeper.log.port import Aside, Unsent
@@ -61,11 +61,13 @@ class AsideTopics:
     def __init__(
         self,
         topics: dict[str, Topic],
+        admin: Admin,
         reader: Callable[[], Reader],
         sender: Sender,
         index_path: str | os.PathLike[str] | None,
     ) -> None:
         self._topics = topics
+        self._admin = admin
         self._reader = reader
         self._sender = sender
         self._path = Path(index_path) if index_path is not None else None
@@ -161,8 +163,9 @@ class AsideTopics:
         for attempt in range(3):
             try:
                 database = self._ready()
+                ends = self._admin.ends((topic.name, 0) for topic in self._topics.values())
                 for kind, topic in self._topics.items():
-                    self._catch_up(database, kind, topic.name)
+                    self._catch_up(database, kind, topic.name, ends[topic.name, 0])
                 return ask(database)
             except sqlite3.DatabaseError as error:
                 self.close()
@@ -207,22 +210,22 @@ class AsideTopics:
                 with contextlib.suppress(FileNotFoundError):
                     Path(f"{self._path}{end}").unlink()
 
-    def _catch_up(self, database: sqlite3.Connection, kind: str, topic: str) -> None:
-        reader = self._reader()
-        low, end = reader.limits(topic, 0)
+    def _catch_up(self, database: sqlite3.Connection, kind: str, topic: str, end: int) -> None:
+        low = None
         while True:
             ((position,),) = database.execute("SELECT next FROM topics WHERE kind = ?", (kind,))
             if position > end:
-                raise sqlite3.DatabaseError("the index is ahead of its topic: the topic was made anew")
-            if position >= end:
+                raise sqlite3.DatabaseError("the index is ahead of its topic, which was made anew")
+            if position == end:
                 return
-            start = max(position, low)
+            if low is None:
+                low = self._admin.lows([(topic, 0)])[topic, 0]
             try:
-                records, after = reader.read(topic, 0, start, _RECORDS, _BYTES)
+                records, after = self._reader().read(topic, 0, max(position, low), _RECORDS, _BYTES)
             except Passed:
-                low, end = reader.limits(topic, 0)
+                low = None
                 continue
-            if after == start:
+            if after == position:
                 return
             _take_in(database, kind, position, after, low, records)
 

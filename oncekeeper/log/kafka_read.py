@@ -7,10 +7,11 @@ shows as an error and not as a jump, so a jump within a partition is a gap and n
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -33,13 +34,21 @@ class Passed(Exception):
 class Reader:
     """Records of one or more partitions in order. One thread at a time."""
 
-    def __init__(self, address: Address, settings: KafkaSettings, group: str) -> None:
+    def __init__(
+        self,
+        address: Address,
+        settings: KafkaSettings,
+        group: str,
+        ends: Callable[[list[Place]], dict[Place, int]],
+    ) -> None:
+        self._ends = ends
         self.words = Words(settings)
         self._address = address
         self._settings = settings
         ours = {
             "fetch.wait.max.ms": "10",  # how soon an end shows
             "queued.min.messages": "50000",
+            "fetch.queue.backoff.ms": "10",  # a second, and reading would stop for one whenever the queue was full
             "queued.max.messages.kbytes": "32768",
         }
         fixed = {
@@ -55,6 +64,7 @@ class Reader:
             self._consumer = Consumer({**ours, **settings.consumer(address.servers), **fixed}, logger=_quiet)
         except (KafkaException, ValueError, TypeError) as error:
             raise LogUnusable(f"{address}: kafka settings: {settings.clean(in_words(error))}") from None
+        self._met: set[str] = set()
         self._place: Place | None = None
         self._next = 0  # the offset at which the next read goes on without a jump
         self._held: deque[Message] = deque()  # fetched, not given out
@@ -63,16 +73,6 @@ class Reader:
     def close(self) -> None:
         self._consumer.close()
 
-    def limits(self, topic: str, partition: int) -> tuple[int, int]:
-        """(the lowest offset that is left, the end)."""
-        try:
-            found = self._consumer.get_watermark_offsets(
-                TopicPartition(topic, partition), timeout=READ_S, cached=False
-            )
-        except KafkaException as error:
-            raise self._unusable(f"{topic}/{partition}", error) from None
-        return int(found[0]), int(found[1])
-
     def read(
         self, topic: str, partition: int, offset: int, records_max: int, bytes_max: int
     ) -> tuple[list[Message], int]:
@@ -80,11 +80,12 @@ class Reader:
 
         What lies between the last of them and that offset holds no record. Raises Passed.
         """
-        if (topic, partition) != self._place or offset != self._next or not (self._held or self._end is None):
-            if offset == self.limits(topic, partition)[1]:
+        place = (topic, partition)
+        if place != self._place or offset != self._next or not (self._held or self._end is None):
+            if offset == self._ends([place])[place]:
                 return [], offset
-            self._assign({(topic, partition): offset})
-            self._place = topic, partition
+            self._assign({place: offset})
+            self._place = place
         self._fill()
         found: list[Message] = []
         size = 0
@@ -107,6 +108,7 @@ class Reader:
                     self._held.append(record)
                 else:
                     self._end = record.offset()
+                    self._rest()
 
     def scan(self, places: Mapping[Place, int]) -> Iterator[list[Message]]:
         """All records of these partitions from their offsets to their ends, in no order between partitions."""
@@ -121,11 +123,21 @@ class Reader:
                 else:
                     left.discard((record.topic() or "", record.partition() or 0))
             yield found
+        self._rest()
+
+    def _rest(self) -> None:
+        """A consumer at an end goes on asking the broker for more."""
+        with contextlib.suppress(KafkaException):
+            self._consumer.unassign()
 
     def _assign(self, places: Mapping[Place, int]) -> None:
         self._held.clear()
         self._end = None
         try:
+            for topic in {topic for topic, _ in places} - self._met:
+                # A consumer that is assigned to a topic that it never heard of finds its leader a second later.
+                self._consumer.list_topics(topic, timeout=READ_S)
+                self._met.add(topic)
             self._consumer.assign([TopicPartition(*place, offset) for place, offset in places.items()])
         except KafkaException as error:
             raise self._unusable("reading", error) from None

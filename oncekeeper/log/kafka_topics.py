@@ -120,11 +120,11 @@ def _in_sync(replication: int) -> dict[str, str]:
     return {"min.insync.replicas": str(max(1, replication - 1))} if replication >= 2 else {}
 
 
-def owner(reader: Reader, topic: str) -> tuple[str, bool]:
+def owner(admin: Admin, reader: Reader, topic: str) -> tuple[str, bool]:
     """(whose log it is, whether every record says so)."""
     found: list[str] = []
-    low, end = reader.limits(topic, 0)
-    offset = low
+    place = (topic, 0)
+    offset, end = admin.lows([place])[place], admin.ends([place])[place]
     while offset < end:
         records, offset = reader.read(topic, 0, offset, 1000, 1 << 20)
         found += [
@@ -135,12 +135,12 @@ def owner(reader: Reader, topic: str) -> tuple[str, bool]:
     return (found[0] if found else ""), len(set(found)) <= 1
 
 
-def claim(reader: Reader, sender: Sender, topic: Topic, cluster_id: str, create: bool) -> None:
+def claim(admin: Admin, reader: Reader, sender: Sender, topic: Topic, cluster_id: str, create: bool) -> None:
     """The log is this cluster's from now on; LogUnusable if it is another's."""
-    standing, agreed = owner(reader, topic.name)
+    standing, agreed = owner(admin, reader, topic.name)
     if not standing and create:
         _write(sender, topic, cluster_id)
-        standing, agreed = owner(reader, topic.name)
+        standing, agreed = owner(admin, reader, topic.name)
     if not agreed:
         _write(sender, topic, standing)
     if standing and standing != cluster_id:
