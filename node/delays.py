@@ -70,12 +70,14 @@ CREATE TABLE tasks (
     due_ms INTEGER NOT NULL,
     way INTEGER NOT NULL,           -- what happens then: 0 run, 1 enqueue
     id NOT NULL,                    -- INTEGER for a range id, BLOB for a keyed id
+    id_hash INTEGER NOT NULL,       -- the range id itself, or eight bytes of the keyed id: half the index
     crc INTEGER NOT NULL,           -- CRC32C of due time, way, id and message
     message BLOB NOT NULL
 );
 CREATE INDEX tasks_by_due ON tasks (slot, due_ms);
-CREATE UNIQUE INDEX tasks_by_id ON tasks (id, slot);
+CREATE INDEX tasks_by_id ON tasks (id_hash);
 """
+_DELETE = "DELETE FROM tasks WHERE id_hash = ? AND id = ? AND slot = ?"
 
 
 class IndexUnusable(LogUnusable):
@@ -235,11 +237,11 @@ class DelayIndex:
             # The last word on each id counts. What lies below the position is here already, and may be ended.
             last = {record.id: record for record in records if record.offset >= position}
             ended = database.executemany(
-                "DELETE FROM tasks WHERE id = ? AND slot = ?", [(task_id, slot) for task_id in last]
+                _DELETE, [(_id_hash(task_id), task_id, slot) for task_id in last]
             ).rowcount
             rows = [_row(slot, record) for record in last.values() if record.message is not None]
             rows.sort()
-            database.executemany("INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            database.executemany("INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             database.execute(
                 "UPDATE sources SET position = max(position, ?), seen_ms = ?, tasks = tasks + ? WHERE slot = ?",
                 (next_offset, now_ms, len(rows) - max(0, ended), slot),
@@ -262,7 +264,7 @@ class DelayIndex:
             return
         with self._write() as database:
             gone = database.executemany(
-                "DELETE FROM tasks WHERE id = ? AND slot = ?", [(task_id, slot) for task_id in ids]
+                _DELETE, [(_id_hash(task_id), task_id, slot) for task_id in ids]
             ).rowcount
             database.execute("UPDATE sources SET tasks = tasks - ? WHERE slot = ?", (max(0, gone), slot))
 
@@ -325,7 +327,10 @@ class DelayIndex:
 
     def find(self, task_id: TaskId) -> list[Delayed]:
         partitions = {slot: partition for partition, slot in self._slots.items()}
-        rows = self._rows("SELECT due_ms, place, slot, way FROM tasks WHERE id = ?", (task_id,))
+        rows = self._rows(
+            "SELECT due_ms, place, slot, way FROM tasks WHERE id_hash = ? AND id = ?",
+            (_id_hash(task_id), task_id),
+        )
         return sorted(
             Delayed(due, partitions[slot], place & _OFFSETS, 1, WAYS[way])
             for due, place, slot, way in rows
@@ -340,10 +345,15 @@ def _named(meta: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={value}" for name, value in sorted(meta.items()))
 
 
-def _row(slot: int, record: DelayRecord) -> tuple[int, int, int, int, TaskId, int, bytes]:
+def _id_hash(task_id: TaskId) -> int:
+    return task_id if isinstance(task_id, int) else int.from_bytes(task_id[:8], "big", signed=True)
+
+
+def _row(slot: int, record: DelayRecord) -> tuple[int, int, int, int, TaskId, int, int, bytes]:
     message, way = record.message or b"", WAYS.index(record.then)
     crc = _crc(record.due_ms, way, record.id, message)
-    return slot << _SHIFT | record.offset, slot, record.due_ms, way, record.id, crc, message
+    place = slot << _SHIFT | record.offset
+    return place, slot, record.due_ms, way, record.id, _id_hash(record.id), crc, message
 
 
 def _crc(due_ms: int, way: int, task_id: TaskId, message: bytes) -> int:
