@@ -25,9 +25,11 @@ Healer = Callable[[], None]
 
 
 class Aimed:
-    def __init__(self, world: Cluster) -> None:
+    def __init__(self, world: Cluster, healed_s: float) -> None:
         self.world = world
         self.random = world.random
+        self.healed_s = healed_s
+        """When the last fault is mended, at the latest."""
         self._ruined: str | None = None
         """The one node whose disk may be lost in this run."""
 
@@ -40,6 +42,7 @@ class Aimed:
             "outlive the lease": (4, self._outlive_the_lease),
             "late answer": (3, self._late_answer),
             "witness comes back": (3, self._witness_comes_back),
+            "workers hang": (2, self._workers_hang),
         }
 
     def needs_s(self, name: str) -> float:
@@ -49,6 +52,7 @@ class Aimed:
             "outlive the lease": lapse_s + 1.5,
             "late answer": lapse_s + 2.0,
             "witness comes back": lapse_s + 1.5,
+            "workers hang": lapse_s + 3.0,
             "all disks fail": 2.5,
         }.get(name, 0.0)
 
@@ -80,6 +84,8 @@ class Aimed:
 
     def _cut(self, pairs: list[tuple[str, str]], reset: bool = True) -> Healer:
         network = self.world.network
+        if self.world.scheduler.now >= self.healed_s:
+            return lambda: None
         for source, target in pairs:
             network.cut(source, target)
         if reset and self.random.random() < 0.3:
@@ -213,6 +219,8 @@ class Aimed:
                 world.scheduler.after(0.0005 + 0.008 * draw.random(), world.driver, off)
 
         def off() -> None:
+            if world.scheduler.now >= until:
+                return  # healed already
             for name in names:
                 world.power_off(name, Loss.ALL)
             heals.append(self._cut(self._around(leader)))  # who has it all cannot tell them
@@ -349,5 +357,41 @@ class Aimed:
             world.favoured.remove("wire")
             while ends:
                 ends.pop()()
+
+        return heal
+
+    def _workers_hang(self, until: float) -> Healer:
+        """A machine's workers cannot be killed for a while. Its node dies, comes back with former workers still
+        there, takes long tasks, and loses its session in them; when it has the next, the former ones are gone at
+        last, and the later are not: whose journals tell of what?"""
+        world, name = self.world, self._name()
+        machine = world.machines[name]
+        machine.workers_hang_until = until
+        orphans = list(machine.workers.values())
+        process = self._process(name)
+        if process is not None:
+            process.die()
+        world.long_work += 1
+        world.favoured.append("wire")
+        world.humans_away_until = max(world.humans_away_until, until)
+        cuts: list[Healer] = []
+
+        def begun(where: Machine, work: Work) -> None:
+            if where is machine and work.handler == "wire" and not cuts:
+                cuts.append(self._cut(self._around(name)))
+                world.scheduler.after((world.session_ms + 1500) / 1000, world.driver, cuts[0])
+
+        def joined(node: str) -> None:
+            if node == name and cuts:
+                for orphan in orphans:
+                    world.scheduler.after(0.1 * self.random.random(), machine.kernel, orphan.end, -9)
+
+        ends = [world.watch("start", begun), world.watch("session opened", joined)]
+
+        def heal() -> None:
+            for end in (*ends, *cuts):
+                end()
+            world.long_work -= 1
+            world.favoured.remove("wire")
 
         return heal

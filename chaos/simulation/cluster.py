@@ -70,7 +70,7 @@ HANDLERS = (
     _handler("count", "cpu", "rerun"),
     _handler("crunch", "io", "rerun", ttr_ms=6000),
     _handler("post", "io", "skip"),
-    _handler("wire", "io", "hold"),
+    _handler("wire", "io", "hold", ttr_ms=6000),
     _handler("bad", "cpu", "check", retries=1),
 )
 POLICY = {info.name: info.on_doubt for info in HANDLERS}
@@ -126,7 +126,7 @@ class Cluster:
         self.handlers = HANDLERS
         self.log = MemoryLog(PARTITIONS, lambda: EPOCH_MS + int(self.scheduler.now * 1000))
         self.witness = Witness(self.scheduler, self.log)
-        self.witness.testified = lambda node, event: self.happened("testified", node, event)
+        self.witness.happened = self.happened
         self.network = Network(self.scheduler, self.names, on_wire=seed % 8 == 1)
         self.driver = Actor(1)
         self.compact_entries = self.random.choice((40, 90, 400))
@@ -248,7 +248,7 @@ class Cluster:
         before = (0.1 + 0.4 * draw.random()) if slow else 0.0005 + 0.004 * draw.random()
         if work.handler == "crunch" and draw.random() < 0.3:
             before = 1.0 + 2.0 * draw.random()  # longer than what is left of a lease
-        if work.handler == "crunch" and self.long_work:
+        if work.handler in ("crunch", "wire") and self.long_work:
             before = 2.5 + 3.0 * draw.random()  # longer than what is left of a session
         raises = work.handler == "bad" or (work.handler == "mail" and draw.random() < 0.15)
         crash = ""

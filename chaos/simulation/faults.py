@@ -31,9 +31,8 @@ CRASH_STEPS = (
 
 class Faults(Aimed):
     def __init__(self, world: Cluster) -> None:
-        super().__init__(world)
+        super().__init__(world, 3.5 + 3.0 * world.random.random())
         self.names: list[str] = []
-        self.healed_s = 3.5 + 3.0 * self.random.random()
         self._kinds: dict[str, tuple[int, Callable[[float], Healer | None]]] = {
             "kill": (5, self._kill),
             "kill at a file operation": (4, self._kill_at_file),
@@ -107,7 +106,8 @@ class Faults(Aimed):
         world.stalls.clear()
         world.stay_down.clear()
         for machine in world.machines.values():
-            machine.files.bytes_max = None
+            machine.files.mend()
+            machine.workers_hang_until = 0.0
         for name in world.names:
             world.start(name)
         world.witness.note("driver", "HEALED")

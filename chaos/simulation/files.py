@@ -104,6 +104,12 @@ class SimulatedFiles:
         """The next ``operation`` (a method's name), after ``after`` good ones, raises OSError(error)."""
         self._failures.setdefault(operation, deque()).extend([0] * after + [error])
 
+    def mend(self) -> None:
+        """What was to fail and has not yet, will not."""
+        self._failures.clear()
+        self.on_failure = None
+        self.bytes_max = None
+
     def flip_bit(self, path: str, bit: int) -> None:
         """Rot: on the platter and in memory alike, so that it is seen with or without a power loss."""
         key = self._key(path)

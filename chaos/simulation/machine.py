@@ -43,6 +43,8 @@ class Machine:
         self.journals: dict[str, MemoryJournal] = {}
         self.workers: dict[int, SimulatedWorker] = {}
         self.guards: list[SimulatedGuard] = []
+        self.workers_hang_until = 0.0
+        """Until then workers sleep in the kernel when they are killed (a file system that does not answer)."""
         self.kernel = Actor(800 + number)
         self._pids = itertools.count(1000 * number + 1)
         self._incarnation = 0
@@ -72,7 +74,7 @@ class Machine:
         self.guards.clear()
         for worker in list(self.workers.values()):
             worker.process = None
-            worker.die(-9)
+            worker.end(-9)
         self.boots += 1
         self.journals.clear()
         # The directories and files are there; which of their pages reached the disk, nobody knows. Often it is

@@ -543,6 +543,11 @@ PLANTS: tuple[Plant, ...] = (
         _edit(node.service, "testimonies", "life_evidence is not None and life_evidence.complete", "True"),
     ),
     Plant(
+        "wrong-life-testifies",
+        "the journals of a life before tell of this process's own former session (found by a hanging worker)",
+        _edit(node.service.Service, "_testify", "lives(suspects, evidence.lives())", "lives(suspects, kept)"),
+    ),
+    Plant(
         "boot-id-ignored",
         "marks of before a power loss are taken for evidence",
         _edit(chaos.simulation.workers, "weigh", "if manifest.boot_id != boot_id:", "if False:"),

@@ -71,7 +71,8 @@ class Witness:
         self.proposers: dict[int, float] = {}
         """When the life of each proposer began."""
         self._measured_ms: Counter[int] = Counter()
-        self.testified: Callable[[str, c.Testified], None] = lambda node, event: None
+        self.happened: Callable[..., None] = lambda kind, *args: None
+        """For whoever aims faults by what is decided (cluster.py)."""
 
     @property
     def t_ns(self) -> int:
@@ -148,7 +149,7 @@ class Witness:
         rules = [command for command in proposal.commands if isinstance(command, c.Rule) and command.fence]
         for event in effects.events:
             if isinstance(event, c.Testified):
-                self.testified(event.node, event)
+                self.happened("testified", event.node, event)
             if isinstance(event, c.Testified) and len(said) == len(proposal.commands) == 1:
                 for task_id in event.ids:
                     word = (task_id, event.fence, said[0])
@@ -218,6 +219,8 @@ class Witness:
             if isinstance(event, c.SessionOpened | c.SessionClosed):
                 why = f" {event.why}" if isinstance(event, c.SessionClosed) else ""
                 self.reached.add(type(event).__name__ + why)
+                if isinstance(event, c.SessionOpened):
+                    self.happened("session opened", event.node)
                 if isinstance(event, c.SessionClosed) and event.why == "lapsed":
                     self._lapsed(event)
                 text = f"{event.node} session {event.session} incarnation {event.incarnation}{why}"

@@ -193,6 +193,16 @@ class SimulatedWorker(Actor):
         self._say(Hello(self.pid, self.machine.world.handlers))
 
     def die(self, status: int) -> None:
+        """A signal does not end who sleeps in the kernel, uninterruptibly; but no code of it runs any more."""
+        machine, now = self.machine, self.machine.scheduler.now
+        if status == -9 and machine.workers_hang_until > now:
+            if self.held_until <= now:
+                self.hold(now, machine.workers_hang_until)
+                machine.scheduler.at(machine.workers_hang_until - 1e-9, machine.kernel, self.end, status)
+            return
+        self.end(status)
+
+    def end(self, status: int) -> None:
         if self.dead:
             return
         self.dead = True
@@ -367,7 +377,9 @@ class SimulatedEvidence:
         return tuple(sorted(self._machine.lives))
 
     async def read(self, life: int) -> Evidence:
-        record = self._machine.lives[life]
+        record = self._machine.lives.get(life)
+        if record is None:
+            return Evidence(False, (), "the manifest is missing")
         deadline = self._machine.clock.time() + 10.0
         while any(j.holder is not None and not j.holder.dead for j in record.journals.values()):
             if self._machine.clock.time() > deadline:
