@@ -138,7 +138,6 @@ class Group:
     def __init__(self, settings: Mapping[str, Any], names: Names, *, protocol: str = "auto") -> None:
         self.positions: Mapping[int, int] = {}
         """The partitions that are ours, each from where we have it; changed on the loop, before on_change."""
-        self.trouble = ""
         self.protocol = NEW if protocol == "auto" else protocol
         self._may_fall_back = protocol == "auto"
         self._settings = settings
@@ -157,6 +156,7 @@ class Group:
         self._topics_at = 0.0
         self._served = 0  # the life that the thread serves
         self._uncommitted = 0
+        self._said = ""
         self._thread = threading.Thread(target=self._run, name="kafka-group", daemon=True)
 
     # --- the loop's side --------------------------------------------------------------------------------------
@@ -229,8 +229,21 @@ class Group:
 
     @property
     def stuck(self) -> dict[int, tuple[int, int]]:
+        """Partitions that wait for ``skip``: the committed position, and the lowest offset that is left."""
         with self._lock:
             return dict(self._stuck)
+
+    @property
+    def trouble(self) -> str:
+        """What keeps tasks from being read, for people; empty: nothing."""
+        alarms = [self._alarm(number, *between) for number, between in sorted(self.stuck.items())]
+        return "; ".join([*alarms, self._said] if self._said else alarms)
+
+    def _alarm(self, number: int, position: int, low: int) -> str:
+        return (
+            f"partition {number} ({self._names.shown(number)}): Kafka deleted offsets {position} to {low - 1} "
+            f"before they were run; it waits until somebody accepts that: oncekeeper queue skip {number}"
+        )
 
     def close(self, timeout_s: float = 5.0) -> None:
         if self._loop is None:
@@ -318,9 +331,9 @@ class Group:
                 self._turn.wait(AGAIN_S)
 
     def _say(self, trouble: str) -> None:
-        if trouble and trouble != self.trouble:
+        if trouble and trouble != self._said:
             _log.warning("%s", trouble)
-        self.trouble = trouble
+        self._said = trouble
 
     def _look_for_topics(self) -> None:
         now = time.monotonic()
@@ -468,12 +481,7 @@ class Group:
     def _is_stuck(self, number: int, position: int, low: int) -> None:
         with self._lock:
             self._stuck[number] = (position, low)
-        _log.error(
-            "%s: offsets %d to %d were deleted by Kafka before they were run; the partition waits",
-            self._names.shown(number),
-            position,
-            low - 1,
-        )
+        _log.error("%s", self._alarm(number, position, low))
         if self._assigned.pop(number, None) is not None:
             self._tell()
 
@@ -486,6 +494,7 @@ class Group:
             assert self._consumer is not None
             self._consumer.incremental_unassign([self._place(number)])
             self._consumer.incremental_assign([place])
+            self._consumer.resume([self._place(number)])
             self._consumer.store_offsets(offsets=[place])
             self._consumer.commit(asynchronous=True)
             self._uncommitted += 1
@@ -523,7 +532,9 @@ def _by_partition(records: list[Message]) -> dict[tuple[str, int], list[Message]
 def _is_unsupported(error: Exception | KafkaError) -> bool:
     if isinstance(error, KafkaException):
         error = error.args[0]
-    return isinstance(error, KafkaError) and error.code() in (
-        KafkaError._UNSUPPORTED_FEATURE,
-        KafkaError.UNSUPPORTED_VERSION,
-    )
+    if not isinstance(error, KafkaError):
+        return False
+    if error.code() == KafkaError._FATAL:
+        # What is behind a fatal error, the client says in words only.
+        return "API version not supported" in error.str()
+    return error.code() in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION)
