@@ -52,6 +52,8 @@ ENV_OTHERS = frozenset({"ONCEKEEPER_CLUSTER", "ONCEKEEPER_TOKEN", "ONCEKEEPER_CA
 APP = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 DAY_MS = 86_400_000
+# On the leader, where there are schedules (node/schedules.py).
+SCHEDULE_STEPS = ("before_fire", "after_fire", "after_fire_append", "after_launch")
 CRASH_STEPS = (
     "before_claim",
     "after_claim",
@@ -109,6 +111,7 @@ SETTINGS = {
     "io_threads": Setting("threads in each process for I/O handlers", 1, 4096),
     "memory_bytes_max": Setting("memory of one worker process; 0: unlimited", 0),
     "testimony_wait_ms": Setting("how long a suspect's former holder may take to testify", 0, 600_000),
+    "schedule_late_ms": Setting("how late a schedule's firing may be and still not be missed", 0, 86_400_000),
     "drain_ms_max": Setting("how long a stopping node lets running tasks finish", 0, 3_600_000),
     "log_keep_ms": Setting("how long committed tasks stay in the embedded log", 0),
     "history_keep_ms": Setting("how long the history of a task is kept", 0),
@@ -156,6 +159,7 @@ class NodeConfig:
     io_threads: int = 16
     memory_bytes_max: int = 1 << 30
     testimony_wait_ms: int = 1500
+    schedule_late_ms: int = 30_000
     drain_ms_max: int = 10_000
     log_keep_ms: int = DAY_MS
     history_keep_ms: int = 7 * DAY_MS
@@ -458,9 +462,10 @@ def _check_exposure(config: NodeConfig) -> None:
 
 def check_crash_at(text: str) -> None:
     step, _, times = text.partition(":")
-    if text and (step not in CRASH_STEPS or (times and not (times.isascii() and times.isdigit()))):
+    steps = CRASH_STEPS + SCHEDULE_STEPS
+    if text and (step not in steps or (times and not (times.isascii() and times.isdigit()))):
         raise ConfigError(
-            f"crash_at={text!r} must be STEP or STEP:N, with a step of {', '.join(CRASH_STEPS)}", "crash_at"
+            f"crash_at={text!r} must be STEP or STEP:N, with a step of {', '.join(steps)}", "crash_at"
         )
 
 

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, assert_never
 
 from dedup.ids import TaskId, ids_of
@@ -28,6 +28,7 @@ from node.parts import Parts
 from node.proposer import Proposer
 from node.records import recorded
 from node.running import RunningNode
+from node.schedules import ScheduleDriver
 from node.session import SessionKeeper
 from node.testify import lives, testimonies
 from node.views import CoordinatorSettings
@@ -41,11 +42,13 @@ from node.workers.events import (
     WorkerStarted,
 )
 from node.workers.port import Report
+from oncekeeper.envelope import TaskBatch
 from oncekeeper.errors import LogUnusable
 from oncekeeper.log.cut import ROW_BYTES_MAX
 from oncekeeper.log.port import Aside, Fetched, Undecodable, UnknownAppend, Unsent
 from raft.commands import (
     Advance,
+    Answer,
     Claim,
     Command,
     Effects,
@@ -53,6 +56,7 @@ from raft.commands import (
     Outcome,
     QueueChanged,
     Resolved,
+    ScheduleChanged,
     SessionClosed,
     SessionOpened,
     Settle,
@@ -112,6 +116,7 @@ class Service:
         self.notes: dict[str, str] = {}
         self.crash = CrashPoint(config.crash_at)
         self.witness = witness(config.record_history, config.node_id)
+        self.schedules = self._schedule_driver()
         self.face = RunningNode(self)
         self.http = parts.make_http(self.face)
         self._events: deque[m.Event] = deque()
@@ -156,6 +161,8 @@ class Service:
     async def _take_part(self) -> None:
         """From a fresh process to one that takes work."""
         await asyncio.gather(self._caught_up(), self._start_pools())
+        if self.config.app:
+            self.schedules.declare(self.pools.handlers)
         self._spawn(self._keep_time())
         self._spawn(self._keep_positions())
         self._spawn(self._look_around())
@@ -479,12 +486,37 @@ class Service:
                 self._soon()
                 if self.replica.is_leader:
                     self._spawn(self._sweep(lambda log: sweeper.aside_of(log, ids)))
+            case ScheduleChanged():
+                self.schedules.wake()
             case _:
                 pass
 
     def _replica_status(self, status: ReplicaStatus) -> None:
         if status.role == "leader":
             self._spawn(self._sweep_kinds())
+            self.schedules.wake()
+
+    def _schedule_driver(self) -> ScheduleDriver:
+        async def propose(commands: tuple[Command, ...]) -> tuple[Answer, ...]:
+            return (await self.proposer.propose(commands)).answers
+
+        async def append(batches: Sequence[TaskBatch]) -> None:
+            appended = await self._with_disk(lambda log: log.append(batches))
+            self.parts.wake.wake({place.partition for place in appended})
+
+        return ScheduleDriver(
+            self.ledger,
+            node=self.config.node_id,
+            late_ms=self.config.schedule_late_ms,
+            wall_ms=self.clock.wall_ms,
+            is_leader=lambda: self.replica.is_leader,
+            barrier=lambda: self.replica.barrier(BARRIER_MS),
+            propose=propose,
+            append=append,
+            spawn=self._spawn,
+            notes=self.notes,
+            reached=self.crash.reached,
+        )
 
     def _tell_waiters(self) -> None:
         self._waiters_timer = None
