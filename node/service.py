@@ -187,9 +187,11 @@ class Service:
             await self.pools.stop(self.config.drain_ms_max / 1000)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_S_MAX):
-                while not self.coordinator.idle:
+                # After a failure the coordinator hears nothing any more: what is open stays open.
+                while not self.coordinator.idle and self._exit_code == 0:
                     await asyncio.sleep(0.01)
-                await self._commit()
+                if self._exit_code == 0:
+                    await self._commit()
         if not self.coordinator.idle:
             _log.warning("the ledger could not be told of all that ran: the rest is left to its evidence")
         await self.session.leave()
