@@ -28,7 +28,7 @@ from oncekeeper.log.cut import cut, partition_of_key
 from oncekeeper.log.kafka_admin import RETENTION_MS_MIN, Admin, Demands, Place, Topic
 from oncekeeper.log.kafka_aside import AsideTopics
 from oncekeeper.log.kafka_codec import items, messages
-from oncekeeper.log.kafka_names import PARTITIONS_MAX, Address, Names, parse_url
+from oncekeeper.log.kafka_names import Address, Names, parse_url
 from oncekeeper.log.kafka_read import Passed, Reader
 from oncekeeper.log.kafka_send import SEND_TIMEOUT_MS, Row, Sender
 from oncekeeper.log.kafka_settings import KafkaSettings
@@ -62,7 +62,7 @@ def open_kafka(
     address = parse_url(url)
     names = Names(address.prefix)
     given = settings if isinstance(settings, KafkaSettings) else KafkaSettings(settings)
-    admin = Admin(address, given)
+    admin = Admin(address, given, check_version=create)
     admin.connect()
     topics = Topics(admin, names, Demands(partitions, replication, retention_ms_min))
     topics.open(create)
@@ -106,7 +106,7 @@ class KafkaLog:
     @property
     def partitions(self) -> int:
         """Those of the default queue."""
-        return self._topics.default.partitions
+        return self._topics.counts[self.names.default]
 
     def close(self) -> None:
         self._sender.close()
@@ -345,16 +345,21 @@ class KafkaLog:
 
     def _place(self, number: int) -> Place:
         """ValueError for a number of no partition."""
-        for met in (False, True):
-            if met:
-                self._topics.of_queues()
-            try:
-                place = self.names.place(number)
-            except KeyError:
-                continue
-            if number >= PARTITIONS_MAX or place[1] < self.partitions:
-                return place
-        raise ValueError(f"partition={number} must be below {self.partitions}")
+        if (place := self._known_place(number)) is None:
+            self._topics.of_queues()
+            place = self._known_place(number)
+        if place is None:
+            raise ValueError(
+                f"partition={number} must be below {self.partitions}, or be one of another queue"
+            )
+        return place
+
+    def _known_place(self, number: int) -> Place | None:
+        try:
+            topic, partition = self.names.place(number)
+        except KeyError:
+            return None
+        return (topic, partition) if partition < self._topics.counts.get(topic, 0) else None
 
     def _places(self) -> dict[Place, int]:
         """The partitions of every queue, with their numbers, in the numbers' order."""

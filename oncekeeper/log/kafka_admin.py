@@ -42,7 +42,11 @@ RETENTION_MS_MIN = 7 * DAY_MS  # what Kafka's own default is
 
 _log = logging.getLogger("oncekeeper.kafka")
 _NEEDED = "OffsetDeleteRequest (47)"  # came with 2.4
-_FATAL_AT_ONCE = (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED)
+_DENIED = {
+    KafkaError._AUTHENTICATION: "the broker refuses these credentials",
+    KafkaError.SASL_AUTHENTICATION_FAILED: "the broker refuses these credentials",
+    KafkaError._SSL: "no secure connection",
+}
 _GONE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
 _FORBIDDEN = (
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
@@ -85,21 +89,20 @@ class Words:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self.count = 0
-        self.denied = False  # the credentials were refused
+        self.denied = ""  # what will not become right by waiting
         self.down = False  # no broker is reached
         self._last = ""
 
     def note(self, error: KafkaError) -> None:
         self.count += 1
-        if error.code() in _FATAL_AT_ONCE:
-            self.denied = True
+        self.denied = _DENIED.get(error.code(), self.denied)
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             self.down = True  # says nothing of the reason, which came before
         else:
             self._last = error.str()
 
     def forget(self) -> None:
-        self.denied = self.down = False
+        self.denied, self.down = "", False
         self._last = ""
 
     def why(self, error: Exception | None = None) -> str:
@@ -143,7 +146,8 @@ class _Versions(logging.Handler):
 class Admin:
     """One thread at a time."""
 
-    def __init__(self, address: Address, settings: KafkaSettings) -> None:
+    def __init__(self, address: Address, settings: KafkaSettings, check_version: bool = False) -> None:
+        """``check_version``: whoever makes a log wants to know; it costs some log lines of the client's."""
         self._address = address
         self._settings = settings
         self.words = Words(settings)
@@ -151,16 +155,17 @@ class Admin:
         self._versions = _Versions(settings)
         logger.addHandler(self._versions)
         given = settings.admin(address.servers)
-        debug = ",".join(filter(None, ("feature", given.pop("debug", ""))))
+        if check_version:
+            given["debug"] = ",".join(filter(None, ("feature", given.get("debug", ""))))
         try:
-            given |= {"debug": debug, "error_cb": self.words.note}
-            self._client = AdminClient(given, logger=logger)
+            self._client = AdminClient({**given, "error_cb": self.words.note}, logger=logger)
         except (KafkaException, ValueError, TypeError) as error:
             raise LogUnusable(f"{address}: kafka settings: {settings.clean(in_words(error))}") from None
         self.kafka_id = ""
 
-    def connect(self, within_s: float = CONNECT_S) -> None:
+    def connect(self) -> None:
         """Reach a broker, and one that will do. Must come first."""
+        within_s = CONNECT_S
         deadline = time.monotonic() + within_s
         while True:
             try:
@@ -170,9 +175,7 @@ class Admin:
             except KafkaException as error:
                 self._client.poll(0)
                 if self.words.denied:
-                    raise LogUnusable(
-                        f"{self._address}: the broker refuses these credentials: {self.words.why()}"
-                    ) from None
+                    raise LogUnusable(f"{self._address}: {self.words.denied}: {self.words.why()}") from None
                 if time.monotonic() >= deadline:
                     raise LogUnusable(
                         f"{self._address}: no broker answers within {within_s:g} s: {self.words.why(error)}"
@@ -237,7 +240,15 @@ class Admin:
             TopicCollection([name]), include_authorized_operations=True, request_timeout=within_s
         )[name]
         configs = self._client.describe_configs([resource], request_timeout=within_s)[resource]
-        said, config = described.result(within_s + 1), configs.result(within_s + 1)
+        said = described.result(within_s + 1)
+        try:
+            config = configs.result(within_s + 1)
+        except KafkaException as error:
+            if code_of(error) not in _FORBIDDEN:
+                raise
+            # A right that few clients are given. What follows from a wrong setting is the operators' to see then.
+            _log.warning("topic %s: no permission to DESCRIBE_CONFIGS: its settings are not checked", name)
+            config = {}
         if not said.partitions:  # it is being made
             raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
         may = said.authorized_operations
@@ -417,7 +428,7 @@ def check_task_topic(topic: Topic, demands: Demands) -> None:
 
 def check_compacted_topic(topic: Topic, demands: Demands) -> None:
     policy = topic.config.get("cleanup.policy", "delete")
-    if policy != "compact":
+    if topic.config and policy != "compact":
         raise _wrong(
             topic, f"cleanup.policy={policy}", "'compact': with 'delete' what lies aside would be lost"
         )

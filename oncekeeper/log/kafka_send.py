@@ -220,7 +220,10 @@ class Sender:
 
     def _make(self, limit: int) -> Producer:
         given = self._settings.producer(self._address.servers)
-        batch_bytes = int(given.get("batch.size", BATCH_BYTES))
+        try:
+            batch_bytes = int(given.get("batch.size", BATCH_BYTES))
+        except ValueError:
+            raise LogUnusable(f"{self._address}: kafka settings: batch.size must be a number") from None
         ours = {
             "linger.ms": "5",
             "queue.buffering.max.messages": str(BUFFERED_MAX),

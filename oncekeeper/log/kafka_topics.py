@@ -33,6 +33,8 @@ class Topics:
         self._names = names
         self._demands = demands
         self._known: dict[str, Topic] = {}
+        self.counts: dict[str, int] = {}
+        """The partitions of each queue's topic, as they were seen last. They only become more."""
 
     @property
     def default(self) -> Topic:
@@ -67,6 +69,7 @@ class Topics:
             else:
                 check_compacted_topic(found[name], self._demands)
         self._known |= found
+        self.counts[names.default] = self.default.partitions
 
     def _make(self, missing: list[str]) -> None:
         replication = self._replication()
@@ -112,6 +115,7 @@ class Topics:
         }
         for name in found:
             self._names.number(name, 0)  # met
+        self.counts = found
         return found
 
 
