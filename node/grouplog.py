@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+
+import msgspec
 
 from node.parts import GroupPart
 from oncekeeper.errors import LogUnusable
@@ -74,6 +76,12 @@ class _Committing:
         self._group.commit(positions)
 
 
+def _indexed(place: Place, name: str) -> Place:
+    if place.index_dir is None:
+        return place
+    return msgspec.structs.replace(place, index_dir=place.index_dir / name)
+
+
 class GroupLog:
     """LogPart (node/parts.py) over a plugin that has a group."""
 
@@ -85,8 +93,12 @@ class GroupLog:
         self.group: GroupPart = group
         self.reader = GroupReader(group, place.partitions)
         # One reads and one writes: a search through the log must not keep dead letters and commits waiting.
-        self._writer = _Handle("log", lambda: _Committing(plugin.open(place, create=True), group))
-        self._looker = _Handle("look", lambda: plugin.open(place, create=False))
+        # Each has an index of its own, because a handle is one thread's.
+        writing, looking = (_indexed(place, name) for name in ("log", "look"))
+        self._writer = _Handle(
+            "log", lambda: cast(TaskLog, _Committing(plugin.open(writing, create=True), group))
+        )
+        self._looker = _Handle("look", lambda: plugin.open(looking, create=False))
 
     async def run(self, work: Callable[[TaskLog], T]) -> T:
         return await self._writer.run(work)

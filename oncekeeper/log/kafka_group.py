@@ -1,7 +1,9 @@
 """A node's place in the consumer group: which partitions are its own, and what was fetched of them.
 
-One thread polls, and does nothing that could keep it from polling; the node's loop reads from buffers. Kafka
-decides who owns what (group protocol ``consumer``, KIP-848; cooperative-sticky where the broker has only the
+One thread polls, and does nothing that could keep it from polling; the node's loop reads from buffers. All calls of
+the client are that thread's: it lets in one thread at a time, and who waits for one that polls may wait for ever.
+
+Kafka decides who owns what (group protocol ``consumer``, KIP-848; cooperative-sticky where the broker has only the
 classic one), and only while the node wants to be a member, which it does while it has a session in the ledger:
 without a quorum it has no partitions. A partition that moves needs no agreement with its former owner: claims
 decide what runs, and what the former owner still runs, the new one waits for.
@@ -31,6 +33,7 @@ from oncekeeper.log.port import Fetched, Gap, Item, Undecodable
 _log = logging.getLogger("oncekeeper.kafka")
 
 POLL_S = 0.1
+PAUSED_POLL_S = 0.005  # how late a partition that has room again is seen
 RECORDS_MAX = 4096  # taken from the client in one round
 TOPICS_S = 5.0  # how often new queues are looked for
 ASK_S = 5.0
@@ -143,7 +146,7 @@ class Group:
         self._settings = settings
         self._names = names
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._lock = threading.Lock()  # over the buffers, and over pausing and resuming
+        self._lock = threading.Lock()  # over what both sides touch: the buffers, and what is asked for
         self._turn = threading.Condition()
         self._life = 0  # odd: a member, or on the way to it
         self._closing = False
@@ -152,6 +155,7 @@ class Group:
         self._assigned: dict[int, int] = {}  # the thread's view of ``positions``
         self._stuck: dict[int, tuple[int, int]] = {}  # (the position, the lowest offset that is left)
         self._skips: set[int] = set()
+        self._commits: dict[int, int] = {}
         self._subscribed: frozenset[str] = frozenset()
         self._topics_at = 0.0
         self._served = 0  # the life that the thread serves
@@ -195,29 +199,12 @@ class Group:
             if not stretch.low <= offset <= stretch.high:
                 # Believing a jump would lose what it jumps over.
                 raise Lost(f"partition {partition}: {offset} is not within {stretch.low}..{stretch.high}")
-            found = stretch.read(offset, tasks_max, bytes_max)
-            if stretch.paused and stretch.has_room and self._consumer is not None:
-                stretch.paused = False
-                with contextlib.suppress(KafkaException, RuntimeError):  # it was given up, or closed
-                    self._consumer.resume([self._place(partition)])
-        return found
+            return stretch.read(offset, tasks_max, bytes_max)
 
     def commit(self, positions: Mapping[int, int]) -> None:
         """Ask for it, and do not wait. What is no longer ours is passed over: its owner commits it."""
-        consumer = self._consumer
-        if consumer is None:
-            return
-        stored = False
-        for partition, position in positions.items():
-            place = self._place(partition)
-            place.offset = position
-            with contextlib.suppress(KafkaException, RuntimeError):
-                consumer.store_offsets(offsets=[place])
-                stored = True
-        if stored:
-            self._uncommitted += 1
-            with contextlib.suppress(KafkaException, RuntimeError):
-                consumer.commit(asynchronous=True)
+        with self._lock:
+            self._commits.update(positions)
 
     def skip(self, partition: int) -> bool:
         """A person accepts that what Kafka deleted is lost; False: the partition is not stuck here."""
@@ -278,6 +265,7 @@ class Group:
                     self._join(life)
                 self._look_for_topics()
                 self._skip_stuck()
+                self._commit(self._consumer)
                 self._poll()
             except (KafkaException, Lost, RuntimeError) as error:
                 self._failed(error)
@@ -313,7 +301,8 @@ class Group:
             self._stuck.clear()
 
     def _last_commit(self, consumer: Consumer) -> None:
-        """What was asked for is on its way; wait a little for the answers."""
+        """Wait a little for the answers to what was asked for."""
+        self._commit(consumer)
         until = time.monotonic() + LAST_COMMIT_S
         while self._uncommitted > 0 and time.monotonic() < until:
             consumer.consume(1, 0.05)
@@ -352,12 +341,41 @@ class Group:
                 on_lost=self._on_revoke,
             )
 
+    def _commit(self, consumer: Consumer | None) -> None:
+        assert consumer is not None
+        with self._lock:
+            positions, self._commits = self._commits, {}
+            places = [
+                (self._place(number), at) for number, at in positions.items() if number in self._stretches
+            ]
+        stored = False
+        for place, position in places:
+            place.offset = position
+            with contextlib.suppress(KafkaException):  # it is being taken from us
+                consumer.store_offsets(offsets=[place])
+                stored = True
+        if stored:
+            self._uncommitted += 1
+            consumer.commit(asynchronous=True)
+
+    def _resume(self) -> bool:
+        """Go on with what has room again; whether something is paused still."""
+        assert self._consumer is not None
+        with self._lock:
+            paused = {number: stretch for number, stretch in self._stretches.items() if stretch.paused}
+            again = [number for number, stretch in paused.items() if stretch.has_room]
+            for number in again:
+                paused.pop(number).paused = False
+        if again:
+            self._consumer.resume([self._place(number) for number in again])
+        return bool(paused)
+
     def _poll(self) -> None:
         assert self._consumer is not None
         if not self._subscribed:
             time.sleep(POLL_S)
             return
-        records = self._consumer.consume(1, POLL_S)
+        records = self._consumer.consume(1, PAUSED_POLL_S if self._resume() else POLL_S)
         if not records:
             return
         records += self._consumer.consume(RECORDS_MAX, 0)
@@ -392,9 +410,11 @@ class Group:
             if found:
                 stretch.add(found)
             news = end >= 0 and stretch.ends_at(number, end)
-            if stretch.is_full and not stretch.paused and self._consumer is not None:
-                stretch.paused = True
-                self._consumer.pause([self._place(number)])
+            pause = stretch.is_full and not stretch.paused
+            stretch.paused |= pause
+        if pause:
+            assert self._consumer is not None
+            self._consumer.pause([self._place(number)])
         return bool(found) or news
 
     def _complain(self, number: int, error: KafkaError) -> None:

@@ -28,14 +28,18 @@ class KafkaPlugin:
             raise ValueError(f"kafka_protocol={place.protocol!r} must be one of {', '.join(PROTOCOLS)}")
 
     def open(self, place: Place, *, create: bool) -> TaskLog:
+        index = None
+        if place.index_dir is not None:
+            place.index_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            index = place.index_dir / "aside.db"
         return open_kafka(
             place.url,
             cluster_id=place.cluster_id,
             create=create,
             partitions=place.partitions,
-            replication=place.replication,
+            replication=place.replication or None,
             settings=_settings(place),
-            index_path=place.index_dir,
+            index_path=index,
         )
 
     def group(self, place: Place) -> Group:
