@@ -51,6 +51,8 @@ PARTITIONS = 6
 EPOCH_MS = 1_700_000_000_000
 HEALED_S = 40.0
 """How long after the last fault was healed everything must have ended."""
+GONE_S = 3.0
+"""How long a node that failed may take to end: to kill its workers, and to leave its session if it can."""
 LOOK_S = 0.1
 COLLECT_EVERY = 8
 SESSIONS = ((2200, 1100, 350), (1300, 300, 300))
@@ -208,10 +210,16 @@ class Cluster:
             )
 
     def node_failed(self, process: Process, error: BaseException) -> None:
-        """A disk that fails stops a node; a defect of its own is a finding."""
+        """A disk that fails stops a node, and soon; a defect of its own is a finding."""
+        self.scheduler.after(GONE_S, self.driver, self._must_be_gone, process)
         if not isinstance(error, JournalFailed | OSError | WorkerStartError):
             text = f"{process.name} stops: {type(error).__name__}: {error}{_where(error)}"
             self.witness.violated(13, text)
+
+    def _must_be_gone(self, process: Process) -> None:
+        loop, now = process.loop, self.scheduler.now
+        if process.alive and loop.held_until < now - GONE_S:
+            self.witness.violated(13, f"{process.name} lingers for {GONE_S} s after it had failed")
 
     def process_failed(self, process: Process, error: BaseException) -> None:
         self.witness.note(process.name, "EXIT", None, f"{type(error).__name__}: {error}")
@@ -505,6 +513,7 @@ def run_seed(seed: int, options: Options | None = None, plant: Callable[[], Any]
         with seams(), plant() if plant is not None else contextlib.nullcontext():
             return Cluster(seed, options or Options()).run()
     finally:
+        current.end()
         if collecting:
             gc.enable()
         if seed % COLLECT_EVERY == 0:

@@ -65,17 +65,19 @@ class Scheduler:
         heapq.heappush(self._heap, (when, when, self._sequence, actor, act, args))
 
     def after(self, delay_s: float, actor: Actor, act: Callable[..., None], *args: Any) -> None:
-        self.at(self.now + delay_s, actor, act, *args)
+        self._sequence += 1
+        when = self.now + delay_s
+        heapq.heappush(self._heap, (when, when, self._sequence, actor, act, args))
 
     def run(self, until: float) -> None:
         """Everything that happens before ``until``; or until an act clears the heap."""
-        heap, pop = self._heap, heapq.heappop
+        heap, pop, push = self._heap, heapq.heappop, heapq.heappush
         while heap and heap[0][0] < until:
             when, asked, sequence, actor, act, args = pop(heap)
             if actor.dead:
                 continue
             if actor.held_until > when:
-                heapq.heappush(heap, (actor.held_until, asked, sequence, actor, act, args))
+                push(heap, (actor.held_until, asked, sequence, actor, act, args))
                 continue
             self.now = when
             self.steps += 1
@@ -165,6 +167,12 @@ class Current:
     """Which process is running: for the clocks, which threads read too."""
 
     loop: Any = None
+    running: Any = None
+    """The same as asyncio has it: not set again for each turn, as turns are many."""
+
+    def end(self) -> None:
+        events._set_running_loop(None)
+        self.loop = self.running = None
 
 
 current = Current()
@@ -279,7 +287,9 @@ class ProcessLoop(_Loop, Actor):  # type: ignore[misc]
 
     def _run_ready(self) -> None:
         ready = self._ready
-        events._set_running_loop(self)
+        if current.running is not self:
+            events._set_running_loop(self)
+            current.running = self
         current.loop = self
         try:
             for _ in range(len(ready)):
@@ -306,8 +316,6 @@ class ProcessLoop(_Loop, Actor):  # type: ignore[misc]
                 self.on_killed()
             self.dead = True
             ready.clear()
-        finally:
-            events._set_running_loop(None)
         if ready and not self._turning:
             self._turning = True
             scheduler = self.scheduler

@@ -527,6 +527,16 @@ PLANTS: tuple[Plant, ...] = (
         ),
     ),
     Plant(
+        "failed-node-lingers",
+        "a node that failed waits for answers that nobody will give (found by seed 85)",
+        _edit(
+            node.service.Service,
+            "_wind_down",
+            "while not self.coordinator.idle and self._exit_code == 0:",
+            "while not self.coordinator.idle:",
+        ),
+    ),
+    Plant(
         "stale-sweep",
         "a leader sweeps by a ledger that may be behind (found by seed 298)",
         _edit(
