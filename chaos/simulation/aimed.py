@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from chaos.simulation.cluster import Cluster
     from chaos.simulation.machine import Machine
     from chaos.simulation.process import Process
+    from chaos.simulation.workers import SimulatedWorker
     from node.workers.port import Work
     from raft.commands import Testified
 
@@ -42,14 +43,14 @@ class Aimed:
             "outlive the lease": (4, self._outlive_the_lease),
             "late answer": (3, self._late_answer),
             "witness comes back": (3, self._witness_comes_back),
-            "workers hang": (2, self._workers_hang),
+            "workers hang": (3, self._workers_hang),
         }
 
     def needs_s(self, name: str) -> float:
         """How long a kind must be let: until a session has lapsed, say."""
         lapse_s = (self.world.session_ms + 1500) / 1000
         return {
-            "outlive the lease": lapse_s + 1.5,
+            "outlive the lease": lapse_s + 2.2,
             "late answer": lapse_s + 2.0,
             "witness comes back": lapse_s + 1.5,
             "workers hang": lapse_s + 3.0,
@@ -361,30 +362,33 @@ class Aimed:
         return heal
 
     def _workers_hang(self, until: float) -> Healer:
-        """A machine's workers cannot be killed for a while. Its node dies, comes back with former workers still
-        there, takes long tasks, and loses its session in them; when it has the next, the former ones are gone at
-        last, and the later are not: whose journals tell of what?"""
-        world, name = self.world, self._name()
-        machine = world.machines[name]
-        machine.workers_hang_until = until
-        orphans = list(machine.workers.values())
-        process = self._process(name)
-        if process is not None:
-            process.die()
+        """A machine's workers cannot be killed for a while. Its node dies in a task, comes back with former workers
+        still there, takes long tasks, and loses its session in them; when it has the next, the former ones are gone
+        at last, and the later are not: whose journals tell of what?"""
+        world, draw = self.world, self.random
+        orphans: list[SimulatedWorker] = []
+        cuts: list[Healer] = []
+        name = ""
         world.long_work += 1
         world.favoured.append("wire")
         world.humans_away_until = max(world.humans_away_until, until)
-        cuts: list[Healer] = []
 
-        def begun(where: Machine, work: Work) -> None:
-            if where is machine and work.handler == "wire" and not cuts:
+        def begun(machine: Machine, work: Work) -> None:
+            nonlocal name
+            process = self._process(machine.name)
+            if not name and process is not None:
+                name = machine.name
+                machine.workers_hang_until = until
+                orphans.extend(machine.workers.values())
+                world.scheduler.after(0.001 * draw.random(), world.driver, process.die)
+            elif machine.name == name and work.handler == "wire" and not cuts and machine.workers_hang_until:
                 cuts.append(self._cut(self._around(name)))
                 world.scheduler.after((world.session_ms + 1500) / 1000, world.driver, cuts[0])
 
         def joined(node: str) -> None:
             if node == name and cuts:
                 for orphan in orphans:
-                    world.scheduler.after(0.1 * self.random.random(), machine.kernel, orphan.end, -9)
+                    world.scheduler.after(0.1 * draw.random(), world.driver, orphan.end, -9)
 
         ends = [world.watch("start", begun), world.watch("session opened", joined)]
 

@@ -265,7 +265,8 @@ class Faults(Aimed):
         files = self.world.machines[name].files
         paths = [path for path in sorted(files.disk.names) if files.size(path)]
         if paths:
-            path = self.random.choice(paths)
+            whole = [path for path in paths if path.endswith("/snapshot")]
+            path = self.random.choice(whole if whole and self.random.random() < 0.4 else paths)
             if self.random.random() < 0.3:
                 files.lose(path)
             else:
