@@ -153,6 +153,10 @@ class NodeFacade(Protocol):
         """Any HTTP status is an answer. Raises PeerUnreachable. node/http/peers.py has an implementation."""
         ...
 
+    def skip(self, partition: int) -> bool:
+        """Pass over what the log deleted before it was run; False: the partition does not wait for that here."""
+        ...
+
     async def wait_settled(self, task_id: TaskId, timeout_ms: int) -> bool:
         """Wait until the ledger here has the id executed, dead or cancelled; whether it has."""
         ...

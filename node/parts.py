@@ -97,6 +97,10 @@ class GroupPart(Protocol):
 
     def want(self, member: bool) -> None: ...
 
+    def skip(self, partition: int) -> bool:
+        """Pass over what the log deleted before it was run; False: the partition does not wait for that."""
+        ...
+
     def listen(
         self, on_change: Callable[[], None], on_more: Callable[[frozenset[int] | None], None]
     ) -> None: ...

@@ -127,5 +127,9 @@ class RunningNode:
         )
         return answer
 
+    def skip(self, partition: int) -> bool:
+        group = self._service.log.group
+        return group is not None and group.skip(partition)
+
     async def wait_settled(self, task_id: TaskId, timeout_ms: int) -> bool:
         return await self._service.wait_settled(task_id, timeout_ms)

@@ -1,4 +1,4 @@
-"""`queue list|pause|resume`."""
+"""`queue list|pause|resume|skip`."""
 
 from __future__ import annotations
 
@@ -39,6 +39,21 @@ def pause(name: NameArgument, cluster: ClusterOption = None, json: JsonOption = 
 def resume(name: NameArgument, cluster: ClusterOption = None, json: JsonOption = False) -> int:
     """Consume a queue again."""
     return _switch(cluster, name, "resume", json)
+
+
+@queue_app.command("skip")
+def skip(
+    partition: Annotated[int, typer.Argument(help="Its number, as `oncekeeper nodes` says it in the alarm.")],
+    cluster: ClusterOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Accept that tasks of a partition were deleted from the log before they were run."""
+    answer = connect(cluster).post("/v1/partitions/skip", {"partition": partition, "by": getpass.getuser()})
+    if json:
+        print_json(answer)
+    else:
+        print(f"partition {partition} goes on, at {answer['owner']}")
+    return DONE
 
 
 def _switch(cluster: str | None, name: str, verb: str, as_json: bool) -> int:

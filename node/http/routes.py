@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from aiohttp import web
 
 from node.facade import NodeFacade
-from node.http import listing, schedules, status, steer, submit, tasks
+from node.http import listing, partitions, schedules, status, steer, submit, tasks
 
 Handler = Callable[[NodeFacade, web.Request], Awaitable[web.Response]]
 Schema = dict[str, Any]
@@ -258,6 +258,11 @@ ROUTES: tuple[Route, ...] = (
           thing(queue=TEXT, paused=FLAG), body=WHO, errors=CHANGE),
     Route("POST", "/v1/queues/{queue}/resume", "resume", "Let a queue go on", "",
           thing(queue=TEXT, paused=FLAG), body=WHO, errors=CHANGE),
+    Route("POST", "/v1/partitions/skip", "skip", "Accept that a log deleted tasks unread",
+          "Where the log's retention passed a position that was not committed, the partition waits, and its owner's"
+          " `notes` say so. 409: the partition does not wait.",
+          thing(partition=NUMBER, owner=TEXT, outcome=TEXT),
+          (LOCAL,), body=thing(("by",), partition=NUMBER, by=TEXT), errors=CHANGE),
     Route("GET", "/v1/schedules", "schedules", "Schedules",
           "Those that the application declares (`owner`: code) and those that were put by hand. `next` is by this"
           " node's clock; `missed` firings were left out by `catch_up`; `error` says why one cannot fire here.",
@@ -307,6 +312,7 @@ def handlers(node: NodeFacade) -> dict[str, Handler]:
         "queues": steer.get_queues,
         "pause": steer.post_pause,
         "resume": steer.post_resume,
+        "skip": partitions.post_skip,
         "schedules": schedules.get_schedules,
         "schedule": schedules.get_schedule,
         "put_schedule": schedules.put_schedule,

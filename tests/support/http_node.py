@@ -69,6 +69,7 @@ class FakeNode:
         self.records = Records.open(directory / f"{name}.db", clock_ms=lambda: NOW_MS)
         self.handlers: Mapping[str, HandlerInfo] = {"shop.charge": handler("shop.charge")}
         self.peers: dict[str, str] = {}
+        self.stuck: set[int] = set()
         self.answers: dict[str, Callable[[str, str], Any]] = {}  # by peer: (method, path) -> body, or raises
         self.reports: dict[int, PartitionStatus] | None = None
         self.wrong_body: tuple[int, str] | None = None
@@ -132,6 +133,9 @@ class FakeNode:
         if node not in self.answers:
             raise PeerUnreachable(f"node {node}: connection refused")
         return PeerAnswer(200, self.answers[node](method, path))
+
+    def skip(self, partition: int) -> bool:
+        return partition in self.stuck and not self.stuck.discard(partition)
 
     async def wait_settled(self, task_id: TaskId, timeout_ms: int) -> bool:
         return self.ledger.describe(task_id).state in ("executed", "dead", "cancelled")
