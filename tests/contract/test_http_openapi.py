@@ -85,6 +85,7 @@ def test_what_is_answered_fits_what_is_documented(node: FakeNode) -> None:
         "rule": ("/v1/suspects/rule", {"ids": ["4"], "verdict": "executed"}),
         "pause": ("/v1/queues/mail/pause", None),
         "resume": ("/v1/queues/mail/resume", None),
+        "skip": ("/v1/partitions/skip", {"partition": 3}),
         "schedule": ("/v1/schedules/tick", None),
         "put_schedule": ("/v1/schedules/put", {"schedule": "every 1h", "handler": "shop.charge"}),
         "delete_schedule": ("/v1/schedules/gone", None),
@@ -95,6 +96,7 @@ def test_what_is_answered_fits_what_is_documented(node: FakeNode) -> None:
 
     async def test(call: Caller) -> None:
         await call.post("/v1/tasks", {"tasks": [{"handler": "shop.charge", "body": {}}] * 4})
+        node.stuck = {3}
         session = node.join()
         node.settle(session, one(2), Result.DONE)
         node.settle(session, one(4), Result.DOUBT)

@@ -12,7 +12,9 @@ from tests.support.http_node import Caller, FakeNode, run
 
 @pytest.fixture
 def node(tmp_path: Path) -> FakeNode:
-    return FakeNode(tmp_path)
+    made = FakeNode(tmp_path)
+    made.peers = {"n2": "127.0.0.1:1", "n3": "127.0.0.1:2"}
+    return made
 
 
 def test_the_owner_of_the_partition_goes_on_once(node: FakeNode) -> None:
