@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := dedup raft oncekeeper node chaos
 
-.PHONY: demo test lint unit property contract cluster kafka-tests smoke simulate chaos bench kafka fuzz venv clean
+.PHONY: demo test lint unit property contract cluster kafka-tests smoke simulate chaos nightly bench kafka fuzz venv clean
 
 demo: $(STAMP)
 	$(BIN)/oncekeeper demo
@@ -43,6 +43,16 @@ chaos: $(STAMP)
 	tools/get-toxiproxy >/dev/null
 	@mkdir -p build
 	$(BIN)/oncekeeper chaos run all --report $(CHAOS_REPORT)
+
+# What takes an hour: many seeds, what no seed reaches, every planted bug, the whole fault suite, every reader fuzzed.
+NIGHTLY ?= build/nightly
+nightly: $(STAMP)
+	@mkdir -p $(NIGHTLY)
+	$(BIN)/oncekeeper simulate --seed $$(date +%Y%m%d)00000 --seeds 10000 --quiet
+	$(BIN)/python -m chaos.simulation.reached --seeds 500 --report $(NIGHTLY)/reached.md
+	$(BIN)/oncekeeper simulate --plants --seeds 100 > $(NIGHTLY)/plants.txt
+	$(MAKE) chaos CHAOS_REPORT=$(NIGHTLY)/chaos-$$(date +%Y%m%d-%H%M%S)
+	$(MAKE) fuzz
 
 bench: $(STAMP)
 	$(BIN)/oncekeeper bench
