@@ -158,7 +158,8 @@ class Admin:
         if check_version:
             given["debug"] = ",".join(filter(None, ("feature", given.get("debug", ""))))
         try:
-            self._client = AdminClient({**given, "error_cb": self.words.note}, logger=logger)
+            given["error_cb"] = self.words.note
+            self._client = AdminClient(given, logger=logger)
         except (KafkaException, ValueError, TypeError) as error:
             raise LogUnusable(f"{address}: kafka settings: {settings.clean(in_words(error))}") from None
         self.kafka_id = ""

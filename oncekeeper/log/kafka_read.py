@@ -81,12 +81,16 @@ class Reader:
         What lies between the last of them and that offset holds no record. Raises Passed.
         """
         place = (topic, partition)
-        if place != self._place or offset != self._next or not (self._held or self._end is None):
+        goes_on = place == self._place and offset == self._next and (bool(self._held) or self._end is None)
+        if goes_on:
+            self._fill()
+        if not goes_on or not self._held:
+            # Also because an end that was on its way since the last read is old news.
             if offset == self._ends([place])[place]:
                 return [], offset
             self._assign({place: offset})
             self._place = place
-        self._fill()
+            self._fill()
         found: list[Message] = []
         size = 0
         while self._held and len(found) < records_max and (size < bytes_max or not found):
