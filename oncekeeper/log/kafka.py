@@ -25,11 +25,12 @@ from dedup.ids import Ids, TaskId, id_text
 from oncekeeper.envelope import TaskBatch, encode_task
 from oncekeeper.errors import LogUnusable
 from oncekeeper.log.cut import cut, partition_of_key
-from oncekeeper.log.kafka_admin import RETENTION_MS_MIN, Admin, Demands, Place, Topic
+from oncekeeper.log.kafka_admin import Admin, Place
 from oncekeeper.log.kafka_aside import AsideTopics
 from oncekeeper.log.kafka_codec import items, messages
 from oncekeeper.log.kafka_names import Address, Names, parse_url
 from oncekeeper.log.kafka_read import Passed, Reader
+from oncekeeper.log.kafka_rules import RETENTION_MS_MIN, Demands, Topic
 from oncekeeper.log.kafka_send import SEND_TIMEOUT_MS, Row, Sender
 from oncekeeper.log.kafka_settings import KafkaSettings
 from oncekeeper.log.kafka_topics import Topics, claim

@@ -27,8 +27,9 @@ from confluent_kafka import Message
 
 from dedup.ids import Ids, id_text, parse_id
 from oncekeeper.errors import LogUnusable
-from oncekeeper.log.kafka_admin import Admin, Topic
+from oncekeeper.log.kafka_admin import Admin
 from oncekeeper.log.kafka_read import Passed, Reader
+from oncekeeper.log.kafka_rules import Topic
 from oncekeeper.log.kafka_send import Sender
 from oncekeeper.log.port import Aside, Unsent
 

@@ -7,8 +7,10 @@ record counts, and who finds another's there writes that one again, so that comp
 from __future__ import annotations
 
 from oncekeeper.errors import LogUnusable
-from oncekeeper.log.kafka_admin import (
-    Admin,
+from oncekeeper.log.kafka_admin import Admin
+from oncekeeper.log.kafka_names import PARTITIONS_MAX, Names
+from oncekeeper.log.kafka_read import Reader
+from oncekeeper.log.kafka_rules import (
     Demands,
     Topic,
     aside_topic_config,
@@ -16,8 +18,6 @@ from oncekeeper.log.kafka_admin import (
     check_task_topic,
     task_topic_config,
 )
-from oncekeeper.log.kafka_names import PARTITIONS_MAX, Names
-from oncekeeper.log.kafka_read import Reader
 from oncekeeper.log.kafka_send import Sender
 
 PARTITIONS_DEFAULT = 12

@@ -107,6 +107,8 @@ class TaskLog(Protocol):
     def append(self, batches: Sequence[TaskBatch]) -> list[Appended]:
         """Store batches durably, all or none, before returning. Raises Unsent or UnknownAppend.
 
+        Kafka has no "all or none" over partitions: there, a call of which a part is stored is an UnknownAppend.
+
         The log chooses partitions and cuts batches into rows; the answer says where every row came to rest.
         """
         ...
@@ -128,11 +130,18 @@ class TaskLog(Protocol):
         ...
 
     def commit(self, positions: Mapping[int, int]) -> None:
-        """Move committed positions forward, durably. They never go back: a lower one is ignored."""
+        """Move committed positions forward, durably. They never go back: a lower one is ignored.
+
+        On Kafka a person can set them back all the same, and only a group without members can be committed for
+        from outside: nodes commit by their membership.
+        """
         ...
 
     def find(self, task_id: TaskId) -> list[Located]:
-        """Every place where the id stands (an id submitted twice stands twice)."""
+        """Every place where the id stands (an id submitted twice stands twice).
+
+        On Kafka, which has no index: every place above the committed positions, within bounds of time and number.
+        """
         ...
 
     def put_aside(self, tasks: Sequence[Aside]) -> None:
