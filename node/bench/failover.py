@@ -38,12 +38,14 @@ class Trickle:
         self._client = Client(nodes.cluster.dir)
         # Ids ahead of need: asking a dead leader for them would stop the trickle.
         self._client._ids.take(60_000)
+        self.submitted = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="trickle")
         bench_app.app.use(self._client)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Trickle:
         self._thread.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
@@ -58,6 +60,7 @@ class Trickle:
             if self._stop.wait(due - time.monotonic()):
                 return
             bench_app.start_io.submit(number, time.monotonic_ns())
+            self.submitted = number + 1
 
 
 def failover(plan: Plan, nodes: Nodes) -> list[Row]:

@@ -24,10 +24,25 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Reaches:
+    """What is to be reached on one kind of log, where it is not the same on each."""
+
+    tasks_s: int
+    tasks_least_s: int
+    start_p50_ms: float
+    start_p99_ms: float
+
+
+EMBEDDED = Reaches(tasks_s=100_000, tasks_least_s=40_000, start_p50_ms=3, start_p99_ms=15)
+KAFKA = Reaches(tasks_s=50_000, tasks_least_s=50_000, start_p50_ms=5, start_p99_ms=25)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """How much of everything, and where."""
+    """How much of everything, where, and on which log."""
 
     home: Path
+    log: str = "embedded"
     tasks: int = 200_000
     rounds: int = 3
     bulk_tasks: int = 200_000
@@ -39,6 +54,21 @@ class Plan:
     range_ids: int = 1_000_000_000
     keyed_ids: int = 10_000_000
     bare_s: float = 0.5
+    duplicates: int = 1_000_000
+    leaves: int = 6
+    crashes: int = 2
+
+    @property
+    def is_kafka(self) -> bool:
+        return self.log != "embedded"
+
+    @property
+    def reaches(self) -> Reaches:
+        return KAFKA if self.is_kafka else EMBEDDED
+
+    def log_of(self, cluster: str) -> dict[str, object]:
+        """For ``running_nodes``: of a Kafka, each cluster has a prefix of its own."""
+        return {"log": f"{self.log}-{cluster}"} if self.is_kafka else {}
 
 
 def quick(plan: Plan) -> dict[str, Any]:
@@ -54,6 +84,9 @@ def quick(plan: Plan) -> dict[str, Any]:
         "range_ids": 100_000_000,
         "keyed_ids": 500_000,
         "bare_s": 0.2,
+        "duplicates": 200_000,
+        "leaves": 2,
+        "crashes": 1,
     }
 
 

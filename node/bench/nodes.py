@@ -18,7 +18,7 @@ from typing import Any
 
 from node.cli.connection import Api, connect_directory
 from node.cli.output import CliError
-from node.cli.starting import POLL_S, node_rows, output_tail, wait_ready
+from node.cli.starting import POLL_S, node_rows, open_log, output_tail, wait_ready
 from node.cluster import Cluster, create
 from node.supervisor import child_environment, node_command
 
@@ -56,6 +56,17 @@ class Nodes:
         self._running[name].kill()
         self._killed[name] = self._running.pop(name)
 
+    def leave(self, name: str) -> None:
+        """Ask it to stop, and wait until it has."""
+        process = self._running.pop(name)
+        self._killed[name] = process
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_S_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise CliError(f"{name} did not stop within {STOP_S_MAX:g} s") from None
+
     def rows(self) -> list[dict[str, Any]]:
         """Each node's own word."""
         return node_rows(self.api)
@@ -82,12 +93,19 @@ class Nodes:
 
     def settled(self) -> int:
         """How many tasks the nodes have settled since they started."""
-        total = 0
+        return sum(int(row["tasks_settled"]) for row in self._reports())
+
+    def passed(self) -> int:
+        """How far the positions of all partitions are, by the nodes that own them."""
+        return sum(int(view["position"]) for row in self._reports() for view in row["partitions"])
+
+    def _reports(self) -> list[dict[str, Any]]:
+        reports = []
         for address, row in self.api.ask_each("/v1/status?local=1"):
             if row is None:
                 raise CliError(f"the node at {address} does not answer")
-            total += row["tasks_settled"]
-        return total
+            reports.append(row)
+        return reports
 
     def stop(self) -> None:
         running = self._running.values()
@@ -108,10 +126,16 @@ class Nodes:
 
 @contextmanager
 def running_nodes(
-    home: Path, count: int = 3, settings: Mapping[str, object] | None = None, app: str = APP
+    home: Path,
+    count: int = 3,
+    settings: Mapping[str, object] | None = None,
+    app: str = APP,
+    log: Mapping[str, object] | None = None,
 ) -> Iterator[Nodes]:
     root = Path(__file__).resolve().parents[2]
-    nodes = Nodes(create(home, nodes=count, app=app, app_dir=root, settings=settings))
+    cluster = create(home, nodes=count, app=app, app_dir=root, settings=settings, log_settings=log)
+    open_log(cluster)
+    nodes = Nodes(cluster)
     try:
         for name in nodes.cluster.peers:
             nodes.start(name)

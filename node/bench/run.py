@@ -21,6 +21,7 @@ from node.bench.memory import executed_set
 from node.bench.nodes import Nodes, running_nodes
 from node.bench.processes import load, machine
 from node.bench.throughput import bulk, throughput
+from node.kafkaup.trial import trial_log
 
 GROUPS = {
     "submit": "bulk durable submit",
@@ -30,6 +31,13 @@ GROUPS = {
     "failover": "leader kill -9",
     "command": "one durable ledger command",
     "memory": "the executed set at its full size",
+}
+ON_KAFKA = {
+    "submit": "bulk submit, acknowledged by all",
+    "tasks": GROUPS["tasks"],
+    "duplicates": "duplicates discarded",
+    "latency": GROUPS["latency"],
+    "leave": "a node leaves",
 }
 FORMAT = 1
 
@@ -61,14 +69,49 @@ def run_bench(plan: Plan, wanted: frozenset[str], say: Callable[[str], None], ke
     home = Path(tempfile.mkdtemp(prefix="bench-", dir=plan.home))
     plan = dataclasses.replace(plan, home=home)
     try:
-        with environment(os.environ, "BENCH_DIR", str(home)):
+        with (
+            environment(os.environ, "BENCH_DIR", str(home)),
+            trial_log(plan.log, home, "bench") as trial,
+        ):
+            plan = dataclasses.replace(plan, log=trial.url)
             say("bare limits of this machine")
-            bare = bare_limits(plan)
-            rows = list(_rows(plan, wanted, bare, say))
+            if plan.is_kafka:
+                bare, rows = _on_kafka(plan, wanted, say)
+            else:
+                bare = bare_limits(plan)
+                rows = list(_rows(plan, wanted, bare, say))
     finally:
         if not keep:
             shutil.rmtree(home, ignore_errors=True)
     return Result(plan, bare, rows, (load_before, load()), time.monotonic() - began)
+
+
+def _on_kafka(
+    plan: Plan, wanted: frozenset[str], say: Callable[[str], None]
+) -> tuple[dict[str, float], list[Row]]:
+    # Here, so that a bench of the embedded log needs no Kafka client.
+    from node.bench.handover import duplicates, leaving
+    from node.bench.kafka import bare_limits as bare_kafka
+
+    def asked(group: str) -> bool:
+        if group in wanted:
+            say(ON_KAFKA[group])
+        return group in wanted
+
+    bare, rows = bare_kafka(plan), []
+    if asked("submit"):
+        rows.append(bulk(plan, bare))
+    if wanted & {"tasks", "latency", "leave"}:
+        with _three(plan) as nodes:
+            if asked("tasks"):
+                rows += throughput(plan, nodes, bare)
+            if asked("latency"):
+                rows += starts(plan, nodes, bare)
+            if asked("leave"):
+                rows += leaving(plan, nodes)
+    if asked("duplicates"):
+        rows += duplicates(plan, bare)
+    return bare, rows
 
 
 def _rows(
@@ -99,6 +142,6 @@ def _rows(
 
 @contextlib.contextmanager
 def _three(plan: Plan) -> Iterator[Nodes]:
-    with running_nodes(plan.home / "cluster") as nodes:
+    with running_nodes(plan.home / "cluster", log=plan.log_of("nodes")) as nodes:
         nodes.ready()
         yield nodes

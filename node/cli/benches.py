@@ -26,24 +26,34 @@ def bench(
     dir: Annotated[
         Path | None, typer.Option("--dir", help="Work there, and keep it; by default a temporary directory.")
     ] = None,
+    log: Annotated[
+        str,
+        typer.Option(
+            "--log",
+            help="The task log: embedded; kafka (a broker of its own); or kafka://HOST:PORT, one that is there.",
+        ),
+    ] = "embedded",
     json: JsonOption = False,
 ) -> int:
     """Measure speed, latency, failover and memory of real nodes on this machine."""
     from node.bench.measure import Plan
     from node.bench.measure import quick as less
-    from node.bench.run import GROUPS, run_bench
+    from node.bench.run import GROUPS, ON_KAFKA, run_bench
+    from node.kafkaup.trial import EMBEDDED, check_log
 
     if not TASKS_MIN <= tasks <= TASKS_MAX:
         raise CliError(f"tasks={tasks} must be from {TASKS_MIN:,} to {TASKS_MAX:,}", BAD_USAGE)
-    unknown = sorted(set(only or ()) - GROUPS.keys())
+    check_log(log)
+    groups = GROUPS if log == EMBEDDED else ON_KAFKA
+    unknown = sorted(set(only or ()) - groups.keys())
     if unknown:
-        raise CliError(f"only={unknown[0]} is none of {', '.join(GROUPS)}", BAD_USAGE)
+        raise CliError(f"only={unknown[0]} is none of {', '.join(groups)}", BAD_USAGE)
     if dir is not None and dir.exists() and not dir.is_dir():
         raise CliError(f"dir={dir} is not a directory", BAD_USAGE)
-    plan = Plan((dir or Path(tempfile.gettempdir())).absolute(), tasks=tasks)
+    plan = Plan((dir or Path(tempfile.gettempdir())).absolute(), log=log, tasks=tasks)
     if quick:
         plan = dataclasses.replace(plan, **less(plan))
-    wanted = frozenset(only or GROUPS)
+    wanted = frozenset(only or groups)
     result = run_bench(
         plan, wanted, (lambda text: None) if json else lambda text: note(f"… {text}"), bool(dir)
     )

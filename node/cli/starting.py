@@ -79,7 +79,7 @@ def prepare(
             http_tls=tls,
         )
         try:
-            _open_log(cluster)
+            open_log(cluster)
         except LogUnusable:
             if is_new:
                 shutil.rmtree(directory)
@@ -103,7 +103,7 @@ def prepare(
     return cluster
 
 
-def _open_log(cluster: Cluster) -> None:
+def open_log(cluster: Cluster) -> None:
     """Make it, or check the one that is there, where a person sees what is wrong."""
     place = load_config(cluster.config_path(next(iter(cluster.peers)))).log_place
     open_place(msgspec.structs.replace(place, index_dir=None), create=True).close()
