@@ -55,6 +55,8 @@ class Aimed:
             "witness comes back": lapse_s + 1.5,
             "workers hang": lapse_s + 3.0,
             "all disks fail": 2.5,
+            "wall clock": 1.5,
+            "kill between log writes": 1.5,
         }.get(name, 0.0)
 
     # --- whom -------------------------------------------------------------------------------------------------

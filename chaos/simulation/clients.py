@@ -121,6 +121,9 @@ class Clients:
         until = world.faults.healed_s - 0.5
         while world.scheduler.now < until:
             await asyncio.sleep(0.05 + 0.5 * draw.random())
+            if world.reviving and draw.random() < 0.3:
+                await self._revive()
+                continue
             choice = draw.random()
             if choice < 0.58:
                 await self._submit_run()

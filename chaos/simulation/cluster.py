@@ -144,6 +144,8 @@ class Cluster:
         """How many faults want tasks to take long now."""
         self.favoured: list[str] = []
         """Handlers that clients want more often now."""
+        self.reviving = int(self.random.random() < 0.25)
+        """Above 0: clients bring back what was given up, again and again."""
         self.humans_away_until = 0.0
         self.watchers: dict[str, list[Callable[..., None]]] = {}
         self.stalls: dict[str, float] = {}

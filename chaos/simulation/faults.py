@@ -130,9 +130,13 @@ class Faults(Aimed):
         world.kill_after_write = self.random.choice(
             ("append", "drop_aside", "drop_aside", "put_aside", "commit")
         )
+        world.reviving += 1
+        world.favoured.append("bad")
 
         def heal() -> None:
             world.kill_after_write = ""
+            world.reviving -= 1
+            world.favoured.remove("bad")
 
         return heal
 
@@ -291,7 +295,7 @@ class Faults(Aimed):
         clocks = [world.machines[name].clock for name in names]
         world.walls_jumped = True
         world.walls_wrong += 1
-        jump = self.random.choice((3_600_000, -3_600_000, 50_000))
+        jump = self.random.choice((3_600_000, -3_600_000, -3_600_000, 50_000))
         for clock in clocks:
             clock.wall_jump_ms += jump
         if self.random.random() < 0.5:
