@@ -39,8 +39,9 @@ TOPICS_S = 5.0  # how often new queues are looked for
 ASK_S = 5.0
 AGAIN_S = 1.0
 LAST_COMMIT_S = 2.0
-TASKS_HIGH, TASKS_LOW = 32_768, 8_192  # fetched and not taken, of a partition; above, it is paused
-BYTES_HIGH, BYTES_LOW = 8 << 20, 2 << 20
+# Fetched and not taken, of a partition: above, it is paused, and goes on at a quarter.
+TASKS_HIGH, BYTES_HIGH = 32_768, 8 << 20
+TASKS_TOTAL, BYTES_TOTAL = 262_144, 64 << 20  # of all partitions together, and what one round brings above it
 
 NEW, CLASSIC = "consumer", "classic"
 _CLASSIC = {"partition.assignment.strategy": "cooperative-sticky", "session.timeout.ms": "6000"}
@@ -72,8 +73,8 @@ class Stretch:
         if found[0].base > self.high:
             self._push(Gap(found[0].partition, self.high, found[0].base - self.high))
         for item in found:
-            if item.base >= self.high:  # below: an older fetch brought it already
-                self._push(item)
+            if item.end > self.high:  # below: an older fetch brought it already
+                self._push(_from(item, self.high))
 
     def ends_at(self, number: int, offset: int) -> bool:
         """The partition's end was seen there; True when that is news."""
@@ -105,13 +106,18 @@ class Stretch:
             found.append(_from(item, offset))
         return found
 
-    @property
-    def is_full(self) -> bool:
-        return self.tasks > TASKS_HIGH or self.bytes > BYTES_HIGH
+    def is_full(self, stretches: int) -> bool:
+        """Whether it has its share: what a node holds in all is bounded, however many partitions it has."""
+        tasks, size = _share(stretches)
+        return self.tasks > tasks or self.bytes > size
 
-    @property
-    def has_room(self) -> bool:
-        return self.tasks < TASKS_LOW and self.bytes < BYTES_LOW
+    def has_room(self, stretches: int) -> bool:
+        tasks, size = _share(stretches)
+        return self.tasks < tasks // 4 and self.bytes < size // 4
+
+
+def _share(stretches: int) -> tuple[int, int]:
+    return min(TASKS_HIGH, TASKS_TOTAL // stretches), min(BYTES_HIGH, BYTES_TOTAL // stretches)
 
 
 def _size(item: Item) -> int:
@@ -362,8 +368,9 @@ class Group:
         """Go on with what has room again; whether something is paused still."""
         assert self._consumer is not None
         with self._lock:
+            owned = len(self._stretches)
             paused = {number: stretch for number, stretch in self._stretches.items() if stretch.paused}
-            again = [number for number, stretch in paused.items() if stretch.has_room]
+            again = [number for number, stretch in paused.items() if stretch.has_room(owned)]
             for number in again:
                 paused.pop(number).paused = False
         if again:
@@ -410,7 +417,7 @@ class Group:
             if found:
                 stretch.add(found)
             news = end >= 0 and stretch.ends_at(number, end)
-            pause = stretch.is_full and not stretch.paused
+            pause = stretch.is_full(len(self._stretches)) and not stretch.paused
             stretch.paused |= pause
         if pause:
             assert self._consumer is not None
@@ -459,6 +466,7 @@ class Group:
         with self._lock:
             for number, position in opened.items():
                 self._stretches[number] = Stretch(position)
+                self._commits.pop(number, None)  # of a former time: somebody else may have come further since
         self._assigned |= {number: at for number, at in opened.items() if number not in self._stuck}
         self._tell()
 

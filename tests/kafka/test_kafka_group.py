@@ -92,7 +92,6 @@ def test_a_partition_that_nobody_reads_is_paused_and_the_others_go_on(
     kafka: Kafka, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kafka_group, "TASKS_HIGH", 500)
-    monkeypatch.setattr(kafka_group, "TASKS_LOW", 100)
     topic = f"{prefix}.q.default"
     create_topic(kafka.bootstrap(), topic, 2)
     produce(kafka.bootstrap(), topic, task_values(range(1, 20_001)), 0)
