@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +31,7 @@ from oncekeeper.client import Client
 from oncekeeper.envelope import TaskBatch
 from oncekeeper.log.embedded import open_log
 from oncekeeper.log.embedded_file import log_path
-from oncekeeper.log.port import Fetched, Undecodable
+from oncekeeper.log.port import Fetched, TaskLog
 from tests.support.real_sink import Sink
 
 T = TypeVar("T")
@@ -47,6 +48,7 @@ SETTINGS: dict[str, object] = {
 }
 POLICIES = {"again": "rerun", "atmost": "skip", "careful": "hold"}
 IDLE_S = 60.0
+COMMITTED_S = 20.0
 
 
 def eventually(what: str, look: Callable[[], T | None], seconds: float = 30.0) -> T:
@@ -68,6 +70,7 @@ class RealCluster:
         env: Mapping[str, str] | None = None,
         app: str = "tests.support.real_app:app",
         data: Path | None = None,
+        log_settings: Mapping[str, object] | None = None,
     ) -> None:
         """``data``: the cluster's own directory, if it shall not be in ``folder``."""
         self.home = folder / "home"
@@ -81,6 +84,7 @@ class RealCluster:
             app=app,
             app_dir=APP_DIR,
             settings={**SETTINGS, **(settings or {})},
+            log_settings=log_settings,
         )
         self.nodes = tuple(self.cluster.peers)
         self.env = dict(env or {})
@@ -326,17 +330,17 @@ class RealCluster:
         return str(self.api().get(f"/v1/tasks/{id_text(task_id)}")["state"])
 
     def effects_of(self, ids: Iterable[TaskId]) -> list[int]:
-        found = [parse_id(name) for name, _, _ in self.sink.read()]
-        return [found.count(task_id) for task_id in ids]
+        found = Counter(parse_id(name) for name, _, _ in self.sink.read())
+        return [found[task_id] for task_id in ids]
 
     # --- judging --------------------------------------------------------------------------------------------
 
     def _watch_positions(self) -> None:
-        path = self.cluster.dir / "log" / "tasks.db"
         while not self._watching.wait(0.05):
-            self._look_at_positions(path)
+            self._look_at_positions()
 
-    def _look_at_positions(self, path: Path) -> None:
+    def _look_at_positions(self) -> None:
+        path = self.cluster.dir / "log" / "tasks.db"
         if not path.exists():
             return
         try:
@@ -369,7 +373,7 @@ class RealCluster:
         self._look_at_digests()
         self._replay()
         self._look_at_log()
-        self._look_at_positions(self.cluster.dir / "log" / "tasks.db")
+        self._look_at_positions()
         wanted = tuple(
             checker
             for checker in checkers.ALL
@@ -385,7 +389,7 @@ class RealCluster:
             status = self.status()
             return status is not None and all(row["committed"] == row["end"] for row in status["partitions"])
 
-        eventually("every position is committed up to the end", all_passed, 10)
+        eventually("every position is committed up to the end", all_passed, COMMITTED_S)
 
     def _look_at_digests(self) -> None:
         """The running replicas' own digests, several looks each; the replay below is held against them."""
@@ -415,19 +419,20 @@ class RealCluster:
             h.Digest(f"replay of {node}", index, digest) for index, digest in digests.items()
         ]
 
+    def open_log(self) -> TaskLog:
+        return open_log(self.cluster.dir, cluster_id=self.cluster.cluster_id)
+
     def _look_at_log(self) -> None:
-        log = open_log(self.cluster.dir, cluster_id=self.cluster.cluster_id)
+        log = self.open_log()
         try:
             placed = []
             for partition, end in log.ends().items():
                 at = 0
                 while at < end and (items := log.read(partition, at, 10_000, 64 << 20)):
                     for item in items:
-                        if isinstance(item, Undecodable):
-                            at = item.base + item.count
-                            continue
-                        placed += _placed(item)
-                        at = item.base + len(item.batch)
+                        if isinstance(item, Fetched):
+                            placed += _placed(item)
+                        at = item.end
             self.history.placed = placed
             self.history.aside = set()
             for kind in ("dead", "suspect"):
