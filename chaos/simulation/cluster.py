@@ -96,6 +96,8 @@ class Options:
     faults: bool = True
     only_faults: tuple[int, ...] | None = None
     """Of the faults that the seed draws, only these, by number: to find out which ones it takes."""
+    fault: str = ""
+    """Instead of what the seed draws, one fault of this kind."""
 
 
 @dataclass

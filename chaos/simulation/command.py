@@ -6,7 +6,7 @@ import difflib
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,11 +37,15 @@ def simulate(
     only_faults: Annotated[
         str, typer.Option("--only-faults", help="Of a run's faults these alone, by number: 0,2 or none.")
     ] = "",
+    fault: Annotated[
+        str, typer.Option("--fault", help="One fault of this kind, instead of what the seed draws.")
+    ] = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Failures and the summary only.")] = False,
     json: JsonOption = False,
 ) -> int:
     """Run clusters of simulated machines, links, disks and clocks; check that nothing is lost or done twice."""
-    from chaos.simulation.cluster import Options
+    from chaos.simulation.cluster import Cluster, Options
+    from chaos.simulation.planted import BY_NAME
 
     first = 0 if seed is None else seed
     count = seeds or (200 if seed is None else 1)
@@ -50,13 +54,15 @@ def simulate(
     _check("jobs", jobs, 0, JOBS_MAX)
     if nodes not in (0, 3, 5):
         raise CliError(f"nodes={nodes} must be 3 or 5 (0: by seed)", BAD_USAGE)
-    options = Options(nodes=nodes, only_faults=_numbers(only_faults))
+    if fault:
+        _known("fault", "kind of fault", fault, Cluster(0, Options()).faults.kinds)
+    options = Options(nodes=nodes, only_faults=_numbers(only_faults), fault=fault)
     jobs = jobs or os.cpu_count() or 1
     chosen = range(first, first + count)
+    if plant:
+        _known("plant", "planted bug", plant, BY_NAME)
     if plants:
         return _plants(chosen, options, jobs, plant, json)
-    if plant:
-        _known(plant)
     return _seeds(chosen, options, jobs, plant, quiet, json)
 
 
@@ -78,13 +84,11 @@ def _numbers(text: str) -> tuple[int, ...] | None:
         ) from None
 
 
-def _known(name: str) -> None:
-    from chaos.simulation.planted import BY_NAME
-
-    if name not in BY_NAME:
-        near = difflib.get_close_matches(name, BY_NAME, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(BY_NAME)}"
-        raise CliError(f"plant={name!r} is no planted bug: {hint}", BAD_USAGE)
+def _known(option: str, what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        raise CliError(f"{option}={name!r} is no {what}: {hint}", BAD_USAGE)
 
 
 def _seeds(seeds: Sequence[int], options: Options, jobs: int, plant: str, quiet: bool, json: bool) -> int:
@@ -160,8 +164,6 @@ def _document(outcome: Outcome, options: Options, plant: str) -> dict[str, objec
 def _plants(seeds: Sequence[int], options: Options, jobs: int, plant: str, json: bool) -> int:
     from chaos.simulation.runner import run_plants
 
-    if plant:
-        _known(plant)
     began = time.monotonic()
     rows = []
     for found in run_plants(seeds, options, jobs, (plant,) if plant else ()):

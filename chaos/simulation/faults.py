@@ -64,14 +64,20 @@ class Faults(Aimed):
             **self.aimed(),
         }
 
+    @property
+    def kinds(self) -> list[str]:
+        return list(self._kinds)
+
     def start(self) -> None:
         world, draw = self.world, self.random
         if not world.options.faults:
             self.healed_s = 2.5
             return
-        names = list(self._kinds)
+        names = self.kinds
         weights = [weight for weight, _ in self._kinds.values()]
         drawn = [draw.choices(names, weights)[0] for _ in range(draw.choice((1, 2, 3, 4, 6, 8)))]
+        if world.options.fault:
+            drawn = [world.options.fault]
         needed_s = max(self.needs_s(name) for name in drawn)
         self.healed_s = max(self.healed_s, BEGIN_S + needed_s + 0.5)
         span = self.healed_s - BEGIN_S

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -102,6 +103,8 @@ def replay_command(outcome: Outcome, options: Options, plant: str) -> str:
         words.append(f"--nodes {options.nodes}")
     if plant:
         words.append(f"--plant {plant}")
+    if options.fault:
+        words.append(f"--fault {shlex.quote(options.fault)}")
     if outcome.kept_faults is not None and len(outcome.kept_faults) < len(outcome.faults):
         words.append("--only-faults " + (",".join(map(str, outcome.kept_faults)) or "none"))
     return " ".join(words)
