@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from dedup.ids import Ids, TaskId, id_text
 from oncekeeper.envelope import TaskBatch, encode_task
@@ -210,7 +210,7 @@ class KafkaLog:
         try:
             places = {number: self._place(number) for number in positions}
             ends = self._admin.ends(places.values())
-            standing = self._admin.committed(self.names.group)
+            standing = self._standing(places.values())
         except LogUnusable as error:
             raise Unsent(str(error)) from error
         for number, place in places.items():
@@ -239,9 +239,7 @@ class KafkaLog:
 
     def _retain(self, keep_ms: int, now_ms: int) -> int:
         here = self._places()
-        committed = {
-            place: at for place, at in self._admin.committed(self.names.group).items() if place in here
-        }
+        committed = self._standing(here)
         lows = self._admin.lows(committed)
         some = {place: at for place, at in committed.items() if at > lows[place]}
         younger = self._admin.since(some, max(0, now_ms - keep_ms + 1))
@@ -285,11 +283,18 @@ class KafkaLog:
     def committed(self) -> dict[int, int]:
         """0 where no position was committed, or the lowest offset that is left."""
         here = self._places()
-        standing = self._admin.committed(self.names.group)
+        standing = self._standing(here)
         lows = self._admin.lows(place for place in here if place not in standing)
         return {
             number: standing[place] if place in standing else lows[place] for place, number in here.items()
         }
+
+    def _standing(self, places: Iterable[Place]) -> dict[Place, int]:
+        """The positions that were committed."""
+        reader, wanted = self._reader(), list(places)
+        return self._admin.ask(
+            f"positions of group {self.names.group}", lambda within_s: reader.committed(wanted, within_s)
+        )
 
     def find(self, task_id: TaskId) -> list[Located]:
         """Every place above the committed positions where the id stands.
@@ -299,7 +304,7 @@ class KafkaLog:
         FIND_S seconds, if nothing was found until then.
         """
         here = self._places()
-        standing = self._admin.committed(self.names.group)
+        standing = self._standing(here)
         lows, ends = self._admin.lows(here), self._admin.ends(here)
         starts = {place: max(standing.get(place, 0), lows[place]) for place in here}
         open_places = {place: at for place, at in starts.items() if at < ends[place]}

@@ -261,23 +261,6 @@ class Admin:
 
         return self.ask(f"offsets of {', '.join(sorted({place.topic for place in wanted}))}", call)
 
-    def committed(self, group: str) -> dict[Place, int]:
-        """The positions that the group committed."""
-
-        def call(within_s: float) -> dict[Place, int]:
-            asked = self._client.list_consumer_group_offsets(
-                [ConsumerGroupTopicPartitions(group)], request_timeout=within_s
-            )
-            found = {}
-            for place in asked[group].result(within_s + 1).topic_partitions or []:
-                if place.error is not None:
-                    raise KafkaException(place.error)
-                if place.offset >= 0:
-                    found[place.topic, place.partition] = place.offset
-            return found
-
-        return self.ask(f"positions of group {group}", call)
-
     def commit(self, group: str, positions: Mapping[Place, int]) -> None:
         """Set the positions. A broker refuses where the group has members."""
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -103,6 +103,21 @@ class Reader:
             after = max(after, self._end)
         self._next = after
         return found, after
+
+    def committed(self, places: Iterable[Place], within_s: float) -> dict[Place, int]:
+        """The group's positions, where there are any. Raises KafkaException, and may be asked again.
+
+        Not asked through an admin client: of a question to a group's coordinator whose connection breaks at that
+        moment, that one ends the process (librdkafka #5397; seen with 2.16.0 at a broker that was killed).
+        """
+        found: dict[Place, int] = {}
+        wanted = [TopicPartition(*place) for place in places]
+        for place in self._consumer.committed(wanted, timeout=within_s) if wanted else ():
+            if place.error is not None:
+                raise KafkaException(place.error)
+            if place.offset >= 0:
+                found[place.topic or "", place.partition] = place.offset
+        return found
 
     def _fill(self) -> None:
         until = time.monotonic() + READ_S
