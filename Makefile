@@ -7,8 +7,9 @@ PACKAGES := dedup raft oncekeeper node chaos
 
 .PHONY: demo test lint unit property contract cluster kafka-tests smoke simulate chaos nightly bench kafka fuzz venv clean
 
+# make demo LOG=kafka: on a Kafka broker, which is killed, too.
 demo: $(STAMP)
-	$(BIN)/oncekeeper demo
+	$(BIN)/oncekeeper demo $(if $(LOG),--log $(LOG))
 
 test: lint unit property contract cluster kafka-tests smoke simulate
 

@@ -84,7 +84,7 @@ def quick(plan: Plan) -> dict[str, Any]:
         "range_ids": 100_000_000,
         "keyed_ids": 500_000,
         "bare_s": 0.2,
-        "duplicates": 200_000,
+        "duplicates": min(200_000, plan.tasks * 4),
         "leaves": 2,
         "crashes": 1,
     }

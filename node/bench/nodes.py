@@ -99,6 +99,10 @@ class Nodes:
         """How far the positions of all partitions are, by the nodes that own them."""
         return sum(int(view["position"]) for row in self._reports() for view in row["partitions"])
 
+    def sharing(self) -> int:
+        """How many nodes own partitions."""
+        return sum(bool(row["partitions"]) for row in self._reports())
+
     def _reports(self) -> list[dict[str, Any]]:
         reports = []
         for address, row in self.api.ask_each("/v1/status?local=1"):

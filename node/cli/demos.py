@@ -18,6 +18,13 @@ def demo(
     dir: Annotated[
         Path | None, typer.Option("--dir", help="Keep everything there; by default a temporary directory.")
     ] = None,
+    log: Annotated[
+        str,
+        typer.Option(
+            "--log",
+            help="The task log: embedded; kafka (a broker of its own, which is killed too); or kafka://HOST:PORT.",
+        ),
+    ] = "embedded",
     json: JsonOption = False,
 ) -> int:
     """Three nodes charge orders while the leader and workers are killed; the money is then counted."""
@@ -26,8 +33,10 @@ def demo(
     if dir is not None and dir.exists() and (not dir.is_dir() or any(dir.iterdir())):
         raise CliError(f"dir={dir} must be new or empty: the demo counts what it finds there", BAD_USAGE)
     from node.demo.run import run_demo
+    from node.kafkaup.trial import check_log
 
-    outcome = run_demo(orders, dir, quiet=json)
+    check_log(log)
+    outcome = run_demo(orders, dir, json, log)
     if json:
         print_json(outcome.document())
     return DONE if outcome.is_right else FAILED

@@ -32,6 +32,9 @@ class Outcome:
     suspects: int = 0
     unresolved: int = 0
     failover_ms: int = 0
+    on_kafka: bool = False
+    broker_restarts: int = 0
+    restarts_wanted: int = 0
     wall_s: float = 0.0
     evidence: list[Evidence] = field(default_factory=list)
 
@@ -44,11 +47,15 @@ class Outcome:
             and self.cents_due == self.cents_charged
             and not self.unresolved
             and self.failover_ms > 0
+            and self.broker_restarts == self.restarts_wanted
         )
 
     def document(self) -> dict[str, object]:
         names = ("submitted", "effects", "lost", "twice", "suspects", "failover_ms")
-        return {name: getattr(self, name) for name in names} | {"wall_s": round(self.wall_s, 1)}
+        found = {name: getattr(self, name) for name in names}
+        if self.on_kafka:
+            found["broker_restarts"] = self.broker_restarts
+        return found | {"wall_s": round(self.wall_s, 1)}
 
 
 def charges_standing(shop: Path) -> int:

@@ -13,6 +13,9 @@ Each leaves suspects, and the evidence that settled them is shown.
 nodes that are left are asked every few milliseconds; it counts once one of them knows a leader of a later
 term and their count of settled tasks has grown since it did. Settling needs a majority's disks, so tasks
 that were claimed before the kill and only finish after it do not shorten it.
+
+On Kafka with a broker of the demo's own there is one more: when the leader's end is overcome the broker is killed,
+too, and started again. A part of the orders is submitted only then, so that they go through the new broker.
 """
 
 from __future__ import annotations
@@ -31,9 +34,11 @@ from typing import Any
 from dedup.ids import TaskId, id_text
 from node.cli.connection import Api, connect_directory, quoted
 from node.cli.output import CliError, console
-from node.cli.starting import SupervisorLog, bring_down, check_application, wait_ready
-from node.cluster import Cluster, create, signal_holder
+from node.cli.starting import SupervisorLog, bring_down, prepare, wait_ready
+from node.cluster import Cluster, signal_holder
 from node.demo.account import Evidence, Outcome, charges_standing, count_money, count_receipts
+from node.kafkaup.broker import Broker
+from node.kafkaup.trial import EMBEDDED, KAFKA, Trial, trial_log
 from node.records_file import HistoryFile
 from node.records_model import EventKind
 from node.supervisor import start_supervisor
@@ -50,24 +55,33 @@ FAILOVER_LOOK_S = 0.005
 FAILOVER_S_MAX = 30.0
 # Without any progress for so long something is wrong; how long it takes at all depends on the machine.
 STALL_S_MAX = 30.0
+# A broker that was killed starts again, or has to find out that a node is gone (by Kafka's own settings in 45 s).
+KAFKA_STALL_S_MAX = 90.0
 READY_S_MAX = 60.0
 SUSPECTS_SHOWN = 3
 HISTORY_EVENTS_MAX = 100_000
 
 
-def run_demo(count: int, directory: Path | None, quiet: bool) -> Outcome:
+def run_demo(count: int, directory: Path | None, quiet: bool, log: str = EMBEDDED) -> Outcome:
     home = (directory or Path(tempfile.mkdtemp(prefix="oncekeeper-demo-"))).absolute()
     home.mkdir(parents=True, exist_ok=True)
     outcome: Outcome | None = None
     try:
         with _signals_interrupt():
-            outcome = Demo(home, count, quiet).run()
+            outcome = _run(home, count, quiet, log)
         return outcome
     finally:
         if directory is None and outcome is not None and outcome.is_right:
             shutil.rmtree(home, ignore_errors=True)
         elif not quiet:
             print(f"everything that was written is in {home}", file=sys.stderr)
+
+
+def _run(home: Path, count: int, quiet: bool, log: str) -> Outcome:
+    if log == KAFKA and not quiet:
+        print("starting a Kafka broker …", flush=True)
+    with trial_log(log, home, "demo") as trial:
+        return Demo(home, count, quiet, trial).run()
 
 
 @contextmanager
@@ -86,12 +100,13 @@ def _signals_interrupt() -> Iterator[None]:
 
 
 class Demo:
-    def __init__(self, home: Path, count: int, quiet: bool) -> None:
+    def __init__(self, home: Path, count: int, quiet: bool, trial: Trial) -> None:
         self._home = home
+        self._trial = trial
         self._shop = home / "shop"
         self._count = count
         self._quiet = quiet
-        self._outcome = Outcome()
+        self._outcome = Outcome(on_kafka=trial.is_kafka, restarts_wanted=int(trial.broker is not None))
         self._receipt_ids: dict[str, str] = {}
         self._console: Any = None if quiet else console()
 
@@ -99,8 +114,9 @@ class Demo:
         began = time.monotonic()
         orders = self._write_orders()
         os.environ["SHOP_DIR"] = str(self._shop)
-        check_application(APP, self._home)
-        cluster = create(self._home / "cluster", nodes=NODES, app=APP, app_dir=self._home)
+        cluster = prepare(
+            self._home / "cluster", nodes=NODES, app=APP, app_dir=self._home, log=self._trial.log_settings
+        )
         self._say(f"starting {NODES} nodes …")
         watched = SupervisorLog(cluster)
         process = start_supervisor(cluster, restart=True, die_with_us=True)
@@ -140,16 +156,35 @@ class Demo:
             ("after-receipt", receipts[len(receipts) // 2]),
         ):
             set_trap(self._shop, f"{place}-{order['order_id']}")
+        broker = self._trial.broker
+        later = len(orders) // 4 if broker is not None else 0
+        at_once = orders[: len(orders) - later]
         with Client(cluster.dir) as client:
             began = time.monotonic()
-            self._submit(client, "shop.charge", orders, _charge_body)
+            self._submit(client, "shop.charge", at_once, _charge_body)
             self._submit(client, "shop.send_receipt", receipts, _receipt_body)
-        seconds = time.monotonic() - began
-        self._say(f"submitted {len(orders):,} orders and {len(receipts):,} receipts in {seconds:.1f} s")
-        with self._progress(len(orders)) as show:
-            self._until(api, lambda: charges_standing(self._shop) >= len(orders) // 3, show)
-            self._kill_leader(cluster, api)
-            self._until(api, lambda: self._is_finished(api), show)
+            seconds = time.monotonic() - began
+            self._say(f"submitted {len(at_once):,} orders and {len(receipts):,} receipts in {seconds:.1f} s")
+            with self._progress(len(orders)) as show:
+                self._until(api, lambda: charges_standing(self._shop) >= len(orders) // 3, show)
+                self._kill_leader(cluster, api)
+                if broker is not None:
+                    self._restart_broker(broker, api, show)
+                    self._submit(client, "shop.charge", orders[len(at_once) :], _charge_body)
+                    self._say(f"submitted the other {later:,} orders")
+                self._until(api, lambda: self._is_finished(api), show)
+
+    def _restart_broker(self, broker: Broker, api: Api, show: Callable[[int], None]) -> None:
+        """As a power switch; the nodes meanwhile run what they have at hand."""
+        pid = broker.pid
+        broker.kill()
+        self._say(f"killed the Kafka broker, process {pid}, with SIGKILL")
+        began = time.monotonic()
+        broker.start(wait=False)
+        self._until(api, lambda: broker.number in broker.alive(), show)
+        broker.wait_ready({broker.number})
+        self._outcome.broker_restarts += 1
+        self._say(f"started it again; it answers after {time.monotonic() - began:.1f} s")
 
     def _submit(
         self, client: Client, handler: str, orders: list[Order], body: Callable[[Order], dict[str, object]]
@@ -168,6 +203,7 @@ class Demo:
 
     def _until(self, api: Api, reached: Callable[[], bool], show: Callable[[int], None]) -> None:
         """Kill whoever waits for it, and show how far it is, until ``reached`` or nothing moves any more."""
+        patience_s = KAFKA_STALL_S_MAX if self._trial.is_kafka else STALL_S_MAX
         moved, standing = time.monotonic(), -1
         while True:
             for place, pid in caught(self._shop).items():
@@ -179,8 +215,8 @@ class Demo:
                 show(standing)
             if reached():
                 return
-            if time.monotonic() - moved > STALL_S_MAX:
-                raise CliError(f"nothing has moved for {STALL_S_MAX:g} s; {standing} orders are charged")
+            if time.monotonic() - moved > patience_s:
+                raise CliError(f"nothing has moved for {patience_s:g} s; {standing} orders are charged")
             time.sleep(LOOK_S)
 
     def _kill_leader(self, cluster: Cluster, api: Api) -> None:
@@ -228,7 +264,7 @@ class Demo:
             kind = tuple(f"{each['kind']}{each['what']}{each['by']}" for each in answer["events"])
             told[kind] = told.get(kind, 0) + 1
             if told[kind] == 1:
-                what = f"{answer['handler']} {answer['body']}"
+                what = f"{answer['handler']} {answer['body']}" if answer["handler"] else ""
                 self._outcome.evidence.append(Evidence(text, what, answer["story"]))
 
     # --- the report --------------------------------------------------

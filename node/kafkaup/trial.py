@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from node.config import ConfigError
 from node.kafkaup.broker import Broker, BrokerEnded, Kafka
 from oncekeeper.errors import LogUnusable
 from oncekeeper.log.opening import plugin_of
@@ -39,15 +40,21 @@ class Trial:
 
 
 def check_log(log: str) -> None:
-    """Raises LogUnusable for what no trial can run on; opens nothing."""
-    if log in (EMBEDDED, KAFKA):
+    """Raises ConfigError for what no trial can run on; opens nothing."""
+    if log == EMBEDDED:
         return
-    if not log.startswith(f"{KAFKA}://"):
-        raise LogUnusable(f"log={log!r} must be {EMBEDDED}, {KAFKA}, or kafka://HOST:PORT[,…][/PREFIX]")
-    plugin_of(log)  # a client that is not installed is said now
-    from oncekeeper.log.kafka_names import parse_url
+    if log != KAFKA and not log.startswith(f"{KAFKA}://"):
+        raise ConfigError(
+            f"log={log!r} must be {EMBEDDED}, {KAFKA}, or kafka://HOST:PORT[,…][/PREFIX]", "log"
+        )
+    try:
+        plugin_of(f"{KAFKA}:")  # a client that is not installed is said now
+        if log != KAFKA:
+            from oncekeeper.log.kafka_names import parse_url
 
-    parse_url(log)
+            parse_url(log)
+    except LogUnusable as error:
+        raise ConfigError(str(error), "log") from error
 
 
 @contextlib.contextmanager
@@ -96,8 +103,6 @@ def _delete_topics(log: str, prefix: str) -> None:
 
     with contextlib.suppress(KafkaException, LogUnusable):
         client = AdminClient(load().admin(parse_url(log).servers))
-        names = [
-            topic for topic in client.list_topics(timeout=ANSWER_S).topics if topic.startswith(f"{prefix}.")
-        ]
+        names = [topic for topic in client.list_topics(timeout=ANSWER_S).topics if topic.startswith(prefix)]
         for each in (client.delete_topics(names) if names else {}).values():
             each.result(ANSWER_S)
