@@ -18,6 +18,7 @@ from oncekeeper.errors import LogUnusable
 from oncekeeper.log.kafka import KafkaLog, open_kafka
 from oncekeeper.log.port import Fetched, Gap, Item, Undecodable, UnknownAppend, Unsent
 from tests.support.kafka_broker import (
+    Private,
     ProxiedKafka,
     admin,
     create_topic,
@@ -163,6 +164,26 @@ def test_a_hanging_connection_is_not_waited_for_beyond_the_deadline(proxied_kafk
     proxied_kafka.proxy.heal()
     again_until(log, [run(2, 100)])
     assert set(all_ids(log)) == {1, *range(2, 102)}
+    log.close()
+
+
+def test_a_broker_that_starts_again_is_found_again(private_kafka: Private) -> None:
+    kafka = private_kafka()
+    log = opened(kafka.bootstrap(), "again", send_timeout_ms=5000)
+    log.append([run(1, 100)])
+    log.commit({0: 10})
+    kafka.brokers[1].kill()
+    kafka.brokers[1].restart()
+    # At once: the coordinator still reads its log, and says so.
+    until = time.monotonic() + HANGS_S
+    while True:
+        try:
+            assert log.committed()[0] == 10
+            break
+        except LogUnusable:
+            assert time.monotonic() < until
+    again_until(log, [run(1000, 100)])
+    assert set(all_ids(log)) == {*range(1, 101), *range(1000, 1100)}
     log.close()
 
 
