@@ -7,6 +7,7 @@ session while the log cannot be reached.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
@@ -16,7 +17,7 @@ import msgspec
 from node.parts import GroupPart
 from oncekeeper.errors import LogUnusable
 from oncekeeper.log.opening import LogPlugin, Place
-from oncekeeper.log.port import Item, TaskLog
+from oncekeeper.log.port import Item, TaskLog, UnknownAppend
 
 T = TypeVar("T")
 
@@ -41,20 +42,34 @@ class GroupReader:
 
 
 class _Handle:
-    """One thread, and the log as it has it open."""
+    """One thread, and the log as it has it open.
+
+    A log that cannot be reached takes seconds to say so, and says it once: who stood in line meanwhile is told the
+    same, and does not find it out anew. Without that the line would grow for as long as the log is away.
+    """
 
     def __init__(self, name: str, open_log: Callable[[], TaskLog]) -> None:
         self._open = open_log
         self._log: TaskLog | None = None
+        self._failed_s = 0.0
+        self._why = ""
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
     async def run(self, work: Callable[[TaskLog], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._work, work)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor, self._work, work, time.monotonic()
+        )
 
-    def _work(self, work: Callable[[TaskLog], T]) -> T:
-        if self._log is None:
-            self._log = self._open()
-        return work(self._log)
+    def _work(self, work: Callable[[TaskLog], T], asked_s: float) -> T:
+        if asked_s < self._failed_s:
+            raise LogUnusable(self._why)
+        try:
+            if self._log is None:
+                self._log = self._open()
+            return work(self._log)
+        except (LogUnusable, UnknownAppend) as error:
+            self._failed_s, self._why = time.monotonic(), str(error)
+            raise
 
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)

@@ -11,6 +11,8 @@ What was settled or in doubt can come back to life without an append: a suspect 
 retry. What was acknowledged before the call is in the ledger after the barrier at the start: such a task is
 "retrying" there (or claimed, and then settled), even while it still lies aside and no partition has it. So the
 ledger's own counts must be quiet too, and every report at least as new as that index.
+
+A log that cannot be reached leaves what the nodes say, with a note, and never "idle".
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from aiohttp import web
 from node.facade import LocalStatus, NodeFacade, PartitionStatus, Unavailable
 from node.http.peers import ask_all
 from node.http.wire import REFUSED, query_flag, reply, when
+from oncekeeper.errors import LogUnusable
 from oncekeeper.log.port import TaskLog
 
 BARRIER_MS = 1000
@@ -70,7 +73,18 @@ async def get_status(node: NodeFacade, request: web.Request) -> web.Response:
         except msgspec.ValidationError as error:
             silent[name] = f"its report cannot be read: {error}"  # another version, mid-upgrade
     # After the reports, not before: see above.
-    ends, committed = await node.with_log(_positions)
+    try:
+        ends, committed = await node.with_log(_positions)
+    except LogUnusable as error:
+        # Who asks because something is wrong shall see the nodes, and what is wrong. It is not idle.
+        trouble = f"the task log cannot be asked: {error}"
+        reports[0] = msgspec.structs.replace(reports[0], notes=(*reports[0].notes, trouble))
+        views = merge(reports).views
+        ends = {number: view.frontier for number, view in views.items()}
+        committed = {number: view.position for number, view in views.items()}
+        is_idle = False
+    else:
+        is_idle = is_fresh
     counts = node.ledger.counts()
     merged = merge(reports)
     partitions = [_partition(p, end, committed.get(p, 0), merged) for p, end in sorted(ends.items())]
@@ -78,7 +92,7 @@ async def get_status(node: NodeFacade, request: web.Request) -> web.Response:
     # The ledger lets it run and no partition has it: it lies aside, on its way back into the log.
     totals["waiting"] += max(0, counts.retrying - totals["waiting"] - totals["delayed"])
     quiet = (
-        is_fresh
+        is_idle
         and not merged.contested
         and all(p in merged.views for p in ends)
         and all(owner.applied_index >= need_index for owner in merged.owners.values())
