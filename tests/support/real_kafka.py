@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import msgspec
 
@@ -47,6 +47,9 @@ class KafkaCluster(RealCluster):
         made = {"partitions": wanted["partitions"], "replication": wanted["kafka_replication"]}
         self.open_log(create=True, **made).close()
 
+    def __enter__(self) -> Self:
+        return self
+
     @property
     def topic(self) -> str:
         return f"{self.prefix}.q.default"
@@ -74,9 +77,9 @@ class KafkaCluster(RealCluster):
                     found.update(call.command.ids)
         return found
 
-    def content(self) -> dict[Any, bytes]:
+    def content(self) -> dict[TaskId, bytes]:
         """The body of each task that the log holds now."""
-        found = {}
+        found: dict[TaskId, bytes] = {}
         log = self.open_log()
         try:
             for number, end in log.ends().items():
