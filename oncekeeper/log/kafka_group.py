@@ -37,6 +37,7 @@ PAUSED_POLL_S = 0.005  # how late a partition that has room again is seen
 RECORDS_MAX = 4096  # taken from the client in one round
 TOPICS_S = 5.0  # how often new queues are looked for
 ASK_S = 5.0
+LOOK_S = 2.0  # nothing is polled meanwhile
 AGAIN_S = 1.0
 LAST_COMMIT_S = 2.0
 # Fetched and not taken, of a partition: above, it is paused, and goes on at a quarter.
@@ -166,7 +167,8 @@ class Group:
         self._topics_at = 0.0
         self._served = 0  # the life that the thread serves
         self._uncommitted = 0
-        self._said = ""
+        self._said = ""  # until something is read
+        self._away = ""  # until the brokers are seen
         self._thread = threading.Thread(target=self._run, name="kafka-group", daemon=True)
 
     # --- the loop's side --------------------------------------------------------------------------------------
@@ -230,7 +232,7 @@ class Group:
     def trouble(self) -> str:
         """What keeps tasks from being read, for people; empty: nothing."""
         alarms = [self._alarm(number, *between) for number, between in sorted(self.stuck.items())]
-        return "; ".join([*alarms, self._said] if self._said else alarms)
+        return "; ".join([*alarms, *filter(None, (self._away, self._said))])
 
     def _alarm(self, number: int, position: int, low: int) -> str:
         return (
@@ -326,9 +328,12 @@ class Group:
                 self._turn.wait(AGAIN_S)
 
     def _say(self, trouble: str) -> None:
-        if trouble and trouble != self._said:
+        self._said = self._note(trouble, self._said)
+
+    def _note(self, trouble: str, before: str) -> str:
+        if trouble and trouble != before:
             _log.warning("%s", trouble)
-        self._said = trouble
+        return trouble
 
     def _look_for_topics(self) -> None:
         now = time.monotonic()
@@ -336,7 +341,14 @@ class Group:
             return
         self._topics_at = now + TOPICS_S
         assert self._consumer is not None
-        known = self._consumer.list_topics(timeout=ASK_S).topics
+        try:
+            known = self._consumer.list_topics(timeout=LOOK_S).topics
+        except KafkaException as error:
+            # The membership stands: what was fetched is worked on, and the client finds the brokers again.
+            self._away = self._note(f"Kafka: {error.args[0].str()}", self._away)
+            self._topics_at = time.monotonic() + (TOPICS_S if self._subscribed else AGAIN_S)
+            return
+        self._away = ""
         topics = frozenset(topic for topic in known if self._names.is_queue_topic(topic))
         if topics - self._subscribed:
             self._subscribed |= topics
@@ -392,7 +404,7 @@ class Group:
             if self._take(number, topic, kafka_partition, some):
                 grown.add(number)
         if grown:
-            self._say("")
+            self._said = self._away = ""
             self._deliver(self._on_more, frozenset(grown))
 
     def _take(self, number: int, topic: str, kafka_partition: int, records: list[Message]) -> bool:
@@ -441,7 +453,7 @@ class Group:
         committed = consumer.committed(
             [TopicPartition(place.topic, place.partition) for place in places], timeout=ASK_S
         )
-        starts, blocked = [], []
+        starts, blocked, new = [], [], []
         for place in committed:
             if place.error is not None:
                 raise KafkaException(place.error)
@@ -453,7 +465,14 @@ class Group:
             elif place.offset < 0:
                 # Nobody ever committed here, or the group slept for so long that Kafka forgot where it was:
                 # from the first that is left. What was executed is known, and is passed.
+                if low > 0:
+                    _log.warning(
+                        "%s: Kafka knows no position and holds nothing below %d: going on from there",
+                        self._names.shown(number),
+                        low,
+                    )
                 place.offset = low
+                new.append(number)
             starts.append(TopicPartition(place.topic, place.partition, max(place.offset, low)))
         consumer.incremental_assign(starts)
         if blocked:
@@ -467,7 +486,10 @@ class Group:
             for number, position in opened.items():
                 self._stretches[number] = Stretch(position)
                 self._commits.pop(number, None)  # of a former time: somebody else may have come further since
+            # At once: what is deleted above a position is an alarm, and without one it would be a silent loss.
+            self._commits.update((number, opened[number]) for number in new)
         self._assigned |= {number: at for number, at in opened.items() if number not in self._stuck}
+        self._say("")
         self._tell()
 
     def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
@@ -543,7 +565,7 @@ class Group:
 
     def _error(self, error: KafkaError) -> None:
         if _is_unsupported(error) or error.code() == KafkaError._ALL_BROKERS_DOWN:
-            self._say(f"Kafka: {error.str()}")
+            self._away = self._note(f"Kafka: {error.str()}", self._away)
 
 
 def _by_partition(records: list[Message]) -> dict[tuple[str, int], list[Message]]:
