@@ -4,11 +4,13 @@ What was submitted together differs in id and body only. So a record is written 
 short way if it begins as its neighbour did: the text up to the id is equal, the id is the next one, and what
 follows is one JSON object and the end. That is the whole grammar of such a record, so the short way believes
 nothing that the long way (``validate_message``) would refuse; whatever does not fit it takes the long way.
+In a keyed record the key stands between id and body, and the id must be the key's own.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -31,6 +33,9 @@ from oncekeeper.log.port import Fetched, Gap, Item, Undecodable
 
 _ID = b',"id":"'
 _BODY = b'","body":'
+_KEY = b'","key":'
+# Behind the "k" of the id: its digits, a key in which nothing is escaped, and the body.
+_KEYED = re.compile(rb'([0-9a-f]{32})","key":"([ !#-\[\]-~]{1,512})","body":(\{.*\})\}', re.DOTALL)
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 _text = msgspec.json.Encoder().encode
 
@@ -83,6 +88,7 @@ class _Reading:
     def read(self, records: Sequence[Record]) -> list[Item]:
         expected = -1
         prefix, next_id = b"", 0  # of the short way; without a prefix it is closed
+        keyed = b""  # the same for keyed records
         bodies = self._bodies
         for record in records:
             offset, value = record.offset(), record.value()
@@ -91,7 +97,7 @@ class _Reading:
             if expected not in (-1, offset):
                 self._flush()
                 self._items.append(Gap(self._number, expected, offset - expected))
-                prefix = b""
+                prefix = keyed = b""
             expected = offset + 1
             if prefix and value is not None:
                 head = b'%b%d","body":' % (prefix, next_id)
@@ -102,10 +108,20 @@ class _Reading:
                         self._bytes += len(body)
                         next_id += 1
                         continue
+            if keyed and value is not None and value.startswith(keyed) and self._has_room(len(self._group)):
+                found = _next_keyed(value, len(keyed), self._group[0])
+                if found is not None:
+                    self._group.append(found)
+                    self._bytes += len(found.body)
+                    continue
             message = self._long_way(offset, value)
-            prefix = b""
-            if message is not None and isinstance(message.id, int) and value is not None:
+            prefix = keyed = b""
+            if message is None or value is None:
+                continue
+            if isinstance(message.id, int):
                 prefix, next_id = _prefix_of(value, message), message.id + 1
+            elif message.key:
+                keyed = _keyed_prefix_of(value, message)
         self._flush()
         return self._items
 
@@ -172,6 +188,26 @@ def _prefix_of(value: bytes, message: Message) -> bytes:
     tail = str(message.id).encode() + _BODY + message.body + b"}"
     at = len(value) - len(tail)
     return value[:at] if value.endswith(tail) and value[:at].endswith(_ID) else b""
+
+
+def _keyed_prefix_of(value: bytes, message: Message) -> bytes:
+    """The same for a keyed record, up to the ``k`` of its id."""
+    assert isinstance(message.id, bytes)
+    key = _text(message.key)
+    tail = b'k%b%b%b,"body":%b}' % (message.id.hex().encode(), _KEY, key, message.body)
+    at = len(value) - len(tail)
+    return value[: at + 1] if value.endswith(tail) and value[:at].endswith(_ID) else b""
+
+
+def _next_keyed(value: bytes, at: int, first: Message) -> Message | None:
+    """The message of a record that is written as ``first`` was up to ``at``; None: let the long way see."""
+    match = _KEYED.fullmatch(value, at)
+    if match is None or not _is_body(match[3]):
+        return None
+    digest, key = bytes.fromhex(match[1].decode()), match[2].decode()
+    if digest != keyed_id(first.queue, key):
+        return None
+    return msgspec.structs.replace(first, id=digest, key=key, body=match[3])
 
 
 def _is_body(body: bytes) -> bool:

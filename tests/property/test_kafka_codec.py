@@ -166,3 +166,17 @@ def test_a_record_without_an_id_gets_one_of_its_place() -> None:
     assert isinstance(other, Fetched)
     assert first == again
     assert first.batch.ids != other.batch.ids
+
+
+def test_a_keyed_record_whose_id_is_not_its_keys_own_is_refused_also_among_neighbours() -> None:
+    keys = tuple(f"order-{n}" for n in range(4))
+    batch = TaskBatch(
+        queue="q", handler="h", ids=Ids(keys=tuple(keyed_id("q", key) for key in keys)), keys=keys,
+        bodies=(b'{"n":1}',) * 4,
+    )  # fmt: skip
+    values = [value for _, value in messages(batch)]
+    values[2] = values[2].replace(b'"order-2"', b'"order-3"')
+    records = [Record(at, value) for at, value in enumerate(values)]
+    read = items(3, "t", 0, records)
+    assert [type(item) for item in read] == [Fetched, Undecodable, Fetched]
+    assert one_by_one(read) == by_the_long_way(records)
