@@ -29,7 +29,7 @@ DUPLICATES_S, LEAVE_S = 200_000, 1.0
 SUBMIT_TASKS = 50_000
 LOOK_S = 0.01
 STALL_S_MAX = 60.0
-STEADY_S = 1.0  # between "each has partitions" and the next leave
+STEADY_S = 1.0
 AFTER_S = 1.0  # submits go on for so long after the node has ended
 
 
@@ -135,7 +135,7 @@ def _leave(nodes: Nodes, name: str, go: Callable[[str], None]) -> float:
     """The longest that a task waited which was submitted from the moment on at which ``name`` had to go."""
     path = bench_app.home() / STARTS
     nodes.ready()
-    _until(nodes, nodes.sharing, len(nodes.pids))
+    nodes.shared()
     skip = len(read_starts(path))
     with Trickle(nodes) as trickle:
         time.sleep(STEADY_S)

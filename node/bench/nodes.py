@@ -25,6 +25,7 @@ from node.supervisor import child_environment, node_command
 APP = "node.bench.app:app"
 READY_S_MAX = 60.0
 STOP_S_MAX = 15.0
+SHARED_S = 1.0
 
 
 class Nodes:
@@ -99,9 +100,20 @@ class Nodes:
         """How far the positions of all partitions are, by the nodes that own them."""
         return sum(int(view["position"]) for row in self._reports() for view in row["partitions"])
 
-    def sharing(self) -> int:
-        """How many nodes own partitions."""
-        return sum(bool(row["partitions"]) for row in self._reports())
+    def shared(self) -> None:
+        """Wait until the nodes have shared out their partitions, and no more of them move."""
+        deadline = time.monotonic() + READY_S_MAX
+        standing: list[int] = []
+        since = 0.0
+        while time.monotonic() < deadline:
+            counts = [len(row["partitions"]) for row in self._reports()]
+            if counts != standing:
+                standing, since = counts, time.monotonic()
+            elif max(counts) - min(counts) <= 1 and sum(counts) and time.monotonic() - since > SHARED_S:
+                return
+            self.refuse_ends()
+            time.sleep(POLL_S)
+        raise CliError(f"the nodes have not shared out their partitions after {READY_S_MAX:g} s: {standing}")
 
     def _reports(self) -> list[dict[str, Any]]:
         reports = []

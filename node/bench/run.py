@@ -144,4 +144,6 @@ def _rows(
 def _three(plan: Plan) -> Iterator[Nodes]:
     with running_nodes(plan.home / "cluster", log=plan.log_of("nodes")) as nodes:
         nodes.ready()
+        if plan.is_kafka:
+            nodes.shared()
         yield nodes
