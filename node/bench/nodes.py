@@ -109,7 +109,7 @@ class Nodes:
             counts = [len(row["partitions"]) for row in self._reports()]
             if counts != standing:
                 standing, since = counts, time.monotonic()
-            elif max(counts) - min(counts) <= 1 and sum(counts) and time.monotonic() - since > SHARED_S:
+            elif max(counts) - min(counts) <= 1 and sum(counts) > 0 and time.monotonic() - since > SHARED_S:
                 return
             self.refuse_ends()
             time.sleep(POLL_S)
