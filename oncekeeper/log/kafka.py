@@ -28,6 +28,8 @@ from oncekeeper.log.cut import cut, partition_of_key
 from oncekeeper.log.kafka_admin import Admin, Place
 from oncekeeper.log.kafka_aside import AsideTopics
 from oncekeeper.log.kafka_codec import items, messages
+from oncekeeper.log.kafka_delay_follow import Follower
+from oncekeeper.log.kafka_delayed import KafkaDelays
 from oncekeeper.log.kafka_names import Address, Names, parse_url
 from oncekeeper.log.kafka_read import Passed, Reader
 from oncekeeper.log.kafka_rules import RETENTION_MS_MIN, Demands, Topic
@@ -103,6 +105,9 @@ class KafkaLog:
         self._aside = AsideTopics(topics.aside, admin, self._reader, self._sender, index_path)
         # Many clients that each submit one task must not all start with the same partition.
         self._turns: dict[str, int] = {}
+        self._send_timeout_ms = send_timeout_ms
+        self.delays: KafkaDelays | None = None
+        """None: here they are not kept (``keep_delayed``)."""
 
     @property
     def partitions(self) -> int:
@@ -115,6 +120,15 @@ class KafkaLog:
             self._a_reader.close()
             self._a_reader = None
         self._aside.close()
+        if self.delays is not None:
+            self.delays.close()
+
+    def keep_delayed(self, follower: Follower) -> KafkaDelays:
+        """Delayed tasks need an index, which one thread of a process maintains for all of its handles."""
+        # A sender of its own: the topic takes larger messages than those of tasks.
+        sender = Sender(self.address, self._settings, self._send_timeout_ms)
+        self.delays = KafkaDelays(self, self._admin, self._topics.delay, sender, follower)
+        return self.delays
 
     def claim(self, cluster_id: str, create: bool) -> None:
         claim(self._admin, self._reader(), self._sender, self._topics.cluster, cluster_id, create)
@@ -135,6 +149,20 @@ class KafkaLog:
                 pieces += self._cut([batch for batch in batches if batch.queue == queue], topic)
         except LogUnusable as error:
             raise Unsent(str(error)) from error
+        return self._append(pieces)
+
+    def append_to(self, batches: Sequence[tuple[int, TaskBatch]]) -> list[Appended]:
+        """``append`` to partitions that are given, whole."""
+        pieces = []
+        try:
+            for number, batch in batches:
+                name, partition = self._place(number)
+                pieces.append((self._topics.of_queue(self.names.queue(name)), partition, batch))
+        except LogUnusable as error:
+            raise Unsent(str(error)) from error
+        return self._append(pieces)
+
+    def _append(self, pieces: Sequence[tuple[Topic, int, TaskBatch]]) -> list[Appended]:
         if not pieces:
             return []
         limit = min(self._limit(topic) for topic in (self._topics.default, *(piece[0] for piece in pieces)))

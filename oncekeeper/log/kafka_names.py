@@ -89,6 +89,7 @@ class Names:
         self.dead = f"{prefix}.dead"
         self.suspect = f"{prefix}.suspect"
         self.cluster = f"{prefix}.cluster"
+        self.delay = f"{prefix}.delay"
         self.default = f"{prefix}.q.{QUEUE_DEFAULT}"
         self._plain, self._escaped = f"{prefix}.q.", f"{prefix}.qe."
         self._bases = {self.default: 0}

@@ -9,6 +9,7 @@ from oncekeeper.errors import LogUnusable
 from oncekeeper.log.kafka_names import PARTITIONS_MAX
 
 DAY_MS = 24 * 3600 * 1000
+DELAY_BYTES = 1024
 RETENTION_MS_MIN = 7 * DAY_MS  # what Kafka's own default is
 
 
@@ -46,6 +47,11 @@ def aside_topic_config() -> dict[str, str]:
     return {"cleanup.policy": "compact", "max.message.bytes": str(2 << 20)}
 
 
+def delay_topic_config() -> dict[str, str]:
+    """A node that was away for less than this need not read the whole topic again when it comes back."""
+    return aside_topic_config() | {"delete.retention.ms": str(14 * DAY_MS)}
+
+
 def check_task_topic(topic: Topic, demands: Demands) -> None:
     """LogUnusable naming the topic, the setting, what it is and what it must be."""
     policy = topic.config.get("cleanup.policy", "delete")
@@ -75,15 +81,32 @@ def check_task_topic(topic: Topic, demands: Demands) -> None:
 
 
 def check_compacted_topic(topic: Topic, demands: Demands) -> None:
-    policy = topic.config.get("cleanup.policy", "delete")
-    if topic.config and policy != "compact":
-        raise _wrong(
-            topic, f"cleanup.policy={policy}", "'compact': with 'delete' what lies aside would be lost"
-        )
+    _check_compacts(topic, "what lies aside would be lost")
     if topic.partitions != 1:
         raise _wrong(topic, f"partitions={topic.partitions}", "1: its records have one order")
     _check_replication(topic, demands)
     check_rights(topic, ("READ", "WRITE"))
+
+
+def check_delay_topic(topic: Topic, tasks: Topic, demands: Demands) -> None:
+    """``tasks``: the topic of the default queue."""
+    _check_compacts(topic, "what waits for longer than it is kept would be lost")
+    # A message is written again with the time that it waits for, and with more beside it.
+    wanted = tasks.message_bytes_max + DELAY_BYTES
+    if topic.config and tasks.config and topic.message_bytes_max < wanted:
+        raise _wrong(
+            topic,
+            f"max.message.bytes={topic.message_bytes_max}",
+            f"{wanted} at least: what topic {tasks.name} takes must fit in here too",
+        )
+    _check_replication(topic, demands)
+    check_rights(topic, ("READ", "WRITE"))
+
+
+def _check_compacts(topic: Topic, otherwise: str) -> None:
+    policy = topic.config.get("cleanup.policy", "delete")
+    if topic.config and policy != "compact":
+        raise _wrong(topic, f"cleanup.policy={policy}", f"'compact': with 'delete' {otherwise}")
 
 
 def _check_replication(topic: Topic, demands: Demands) -> None:

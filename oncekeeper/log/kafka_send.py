@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -123,8 +123,8 @@ class Sender:
                 if not self._hand_over(producer, call, row, note):
                     break
 
-    def send_each(self, records: Sequence[Mapping[str, Any]], message_bytes_max: int) -> None:
-        """The same for a few records with headers, each the arguments of ``Producer.produce``."""
+    def send_each(self, records: Iterable[Mapping[str, Any]], message_bytes_max: int) -> None:
+        """The same for records with headers, each the arguments of ``Producer.produce``."""
         with self._call(message_bytes_max) as (producer, call):
             _, note = call.noting()
             for record in records:

@@ -6,16 +6,21 @@ record counts, and who finds another's there writes that one again, so that comp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from oncekeeper.errors import LogUnusable
 from oncekeeper.log.kafka_admin import Admin
 from oncekeeper.log.kafka_names import PARTITIONS_MAX, Names
 from oncekeeper.log.kafka_read import Reader
 from oncekeeper.log.kafka_rules import (
+    DELAY_BYTES,
     Demands,
     Topic,
     aside_topic_config,
     check_compacted_topic,
+    check_delay_topic,
     check_task_topic,
+    delay_topic_config,
     task_topic_config,
 )
 from oncekeeper.log.kafka_send import Sender
@@ -46,37 +51,49 @@ class Topics:
         return {"dead": self._known[self._names.dead], "suspect": self._known[self._names.suspect]}
 
     @property
+    def delay(self) -> Topic:
+        return self._known[self._names.delay]
+
+    @property
     def cluster(self) -> Topic:
         return self._known[self._names.cluster]
 
     def open(self, create: bool) -> None:
         """Every topic is there and as it must be, or LogUnusable."""
         names = self._names
-        wanted = (names.default, names.dead, names.suspect, names.cluster)
+        wanted = (names.default, names.dead, names.suspect, names.cluster, names.delay)
         found = self._admin.describe(wanted)
         if missing := [name for name in wanted if name not in found]:
             if not create:
                 raise LogUnusable(
                     f"topic {missing[0]}: does not exist; `oncekeeper cluster up` makes the topics of a log"
                 )
-            self._make(missing)
+            self._make(missing, found)
             found |= self._admin.describe(missing)
         for name in wanted:
             if name not in found:
                 raise LogUnusable(f"topic {name}: was created, and is not known yet: try again")
             if name == names.default:
                 check_task_topic(found[name], self._demands)
+            elif name == names.delay:
+                check_delay_topic(found[name], found[names.default], self._demands)
             else:
                 check_compacted_topic(found[name], self._demands)
         self._known |= found
         self.counts[names.default] = self.default.partitions
 
-    def _make(self, missing: list[str]) -> None:
+    def _make(self, missing: list[str], there: Mapping[str, Topic]) -> None:
         replication = self._replication()
+        tasks = there.get(self._names.default)
+        wanted = tasks.partitions if tasks else self._demands.partitions or PARTITIONS_DEFAULT
         for name in missing:
             if name == self._names.default:
-                partitions = self._demands.partitions or PARTITIONS_DEFAULT
-                config = task_topic_config()
+                partitions, config = wanted, task_topic_config()
+            elif name == self._names.delay:
+                partitions, config = wanted, delay_topic_config()
+                if tasks is not None:
+                    room = max(int(config["max.message.bytes"]), tasks.message_bytes_max + DELAY_BYTES)
+                    config["max.message.bytes"] = str(room)
             else:
                 partitions, config = 1, aside_topic_config()
             self._admin.create(name, partitions, replication, config | _in_sync(replication))

@@ -48,6 +48,7 @@ def test_topics_are_made_as_the_log_needs_them(kafka: Kafka, prefix: str) -> Non
     assert topics(kafka.bootstrap(), prefix) == [
         f"{prefix}.cluster",
         f"{prefix}.dead",
+        f"{prefix}.delay",
         f"{prefix}.q.default",
         f"{prefix}.suspect",
     ]
