@@ -42,8 +42,9 @@ from raft.engine_base import (
     SnapshotStore,
     Timings,
 )
-from raft.engine_election import HURRIES, Elections
+from raft.engine_election import HURRIES
 from raft.engine_library import CANDIDATE, LEADER, Journal, UnfitLibrary, check_library
+from raft.engine_rejoin import Rejoining
 from raft.wire import (
     APPEND_BYTES,
     NO_OP,
@@ -89,7 +90,7 @@ class MembershipFixed(Exception):
     """A request to change who votes."""
 
 
-class Engine(Elections):
+class Engine(Rejoining):
     """One replica's consensus. Single-threaded; see the module for who calls what."""
 
     def __init__(
@@ -145,6 +146,7 @@ class Engine(Elections):
         self._SyncObj__raftNextIndex[node] = self.last_index + 1
         # A peer that lost its disk must not be believed to hold what it once acknowledged.
         self._SyncObj__raftMatchIndex[node] = 0
+        self._learners.pop(node, None)
         now = self.clock()
         if self.is_leader:
             self._beat_due = True
@@ -163,7 +165,7 @@ class Engine(Elections):
             SyncObj._SyncObj__onReadonlyNodeDisconnected(self, node)
             self._SyncObj__lastResponseTime.pop(node, None)
             del self._nodes[peer]
-        for table in (self._outgoing, self._told, self._reset):
+        for table in (self._outgoing, self._learners, self._told, self._reset):
             table.pop(node, None)
         if node == self.leader:
             self._heard = float("-inf")
@@ -196,6 +198,7 @@ class Engine(Elections):
             led = self.is_leader
             if not led:
                 self._answer_leader()
+                self._ask_for_proof()
                 self._stand_if_due()
             SyncObj._onTick(self, 0.0)
             if self.is_leader:
@@ -251,7 +254,9 @@ class Engine(Elections):
     def match_index(self, peer: str) -> int:
         """How far a leader knows the peer to be."""
         node = self._nodes.get(peer)
-        return int(self._SyncObj__raftMatchIndex.get(node, 0)) if node is not None and self.is_leader else 0
+        if node is None or not self.is_leader:
+            return 0
+        return int(self._learners.get(node) or self._SyncObj__raftMatchIndex.get(node, 0))
 
     # --- messages -----------------------------------------------------------------------------------------------
 
@@ -361,6 +366,8 @@ class Engine(Elections):
                 self._SyncObj__raftLastApplied = index
                 self._applied_term = term
                 self._applied_bytes += len(command)
+                if command == self._proof:
+                    self._rejoined()
                 self.host.applied(index, term, command, result)
             if self.applied_index < self.commit_index and self.clock() >= until:
                 self.host.wake()
@@ -368,10 +375,8 @@ class Engine(Elections):
         if not self.ready and self._applied_term == self.term:
             known = self.commit_index if self.is_leader else self._SyncObj__leaderCommitIndex
             self.ready = known is not None and self.applied_index >= known
-            if self.ready and not self.observer and not self.votes:
-                # A leader that was elected without this vote holds all that was ever acknowledged with it.
-                self.log.finish_rejoining()
-                self.election_deadline = self._fresh_deadline()
+            if self.ready and not (self.observer or self.votes or self.learns):
+                self._rejoined()  # of two voters: the leader holds all that was ever acknowledged by both
 
     def _SyncObj__doApplyCommand(self, command: bytes, index: int = 0) -> object:
         # Defect 7: in the library a command that raises is applied again and again, on every node, for ever.

@@ -48,13 +48,13 @@ class Replication(Snapshots):
         previous, entries = m.prev_index, m.entries
         match = previous + len(entries)
         if previous > last:
-            self.send(node, AppendReply(self.term, 0, last + 1))
+            self.send(node, self.reply(0, last + 1))
             return
         if previous < first:
             # All up to ``first`` is committed here and so equals the leader's log.
             entries, previous = entries[first - previous :], first
         elif self.entry_term(previous) != m.prev_term:
-            self.send(node, AppendReply(self.term, 0, self._conflict_start(previous)))
+            self.send(node, self.reply(0, self._conflict_start(previous)))
             return
         self._take_entries(previous, last, entries)
         if m.entries or m.beat:
@@ -106,7 +106,7 @@ class Replication(Snapshots):
         self._ack = None
         if node == self.leader:
             # Defect 5: the term goes along, or a late answer could count for another leadership.
-            self.send(node, AppendReply(self.term, match, 0))
+            self.send(node, self.reply(match))
 
     # --- leader -------------------------------------------------------------------------------------------------
 
@@ -118,23 +118,24 @@ class Replication(Snapshots):
             return
         now = self.clock()
         matched, following = self._SyncObj__raftMatchIndex, self._SyncObj__raftNextIndex
-        self._SyncObj__lastResponseTime[node] = now
-        if m.match > matched[node]:
-            matched[node] = m.match
-            following[node] = max(following[node], m.match + 1)
+        if m.learning:
+            # It may have acknowledged to a later leader what it has forgotten: nothing is committed by its word,
+            # and it is no part of the majority that keeps a leader in office.
+            held = self._learners[node] = max(self._learners.get(node, 0), m.match)
+        else:
+            self._learners.pop(node, None)
+            self._SyncObj__lastResponseTime[node] = now
+            held = matched[node] = max(matched[node], m.match)
+        following[node] = max(following[node], m.match + 1)
         transfer = self._outgoing.get(node)
-        if transfer is not None and matched[node] >= self.first_index:
+        if transfer is not None and held >= self.first_index:
             del self._outgoing[node]
-            following[node] = matched[node] + 1
-        elif (
-            transfer is not None
-            and transfer.snapshot is not None
-            and matched[node] >= transfer.snapshot.index
-        ):
+            following[node] = held + 1
+        elif transfer is not None and transfer.snapshot is not None and held >= transfer.snapshot.index:
             # It has that snapshot, but while it was sent the journal was shortened beyond it: again, with a newer.
             del self._outgoing[node]
         elif m.next_index and transfer is None:
-            wanted = min(max(m.next_index, matched[node] + 1), self.last_index + 1)
+            wanted = min(max(m.next_index, held + 1), self.last_index + 1)
             # Appends already under way all get the same answer: go back once, and again only after a while.
             at, when = self._reset.get(node, (0, 0.0))
             if wanted != at or now - when > self.timings.heartbeat_ms / 1000:

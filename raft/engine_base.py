@@ -17,7 +17,7 @@ from pysyncobj.node import Node
 
 from raft.engine_library import FOLLOWER, Journal, LibraryCore
 from raft.snapshots import Snapshot as StoredSnapshot
-from raft.wire import Message
+from raft.wire import AppendReply, Message
 
 
 class EngineCorrupt(Exception):
@@ -200,6 +200,15 @@ class EngineBase(LibraryCore):
         """Not an observer, and not a voter that lost its journal: that one has forgotten votes and entries which
         others count on, so it only learns until it has caught up (Journal.rejoining)."""
         return not self.observer and not getattr(self.log, "rejoining", False)
+
+    @property
+    def learns(self) -> bool:
+        """A voter that lost its journal: what it acknowledges counts for no commit (engine_rejoin.py). Of two
+        voters the other one has been part of everything, so that there its word may count."""
+        return not self.observer and not self.votes and len(self._SyncObj__otherNodes) > 1
+
+    def reply(self, match: int, next_index: int = 0) -> AppendReply:
+        return AppendReply(self.term, match, next_index, self.learns)
 
     def _SyncObj__generateRaftTimeout(self) -> float:
         # The library draws from the global random source; a simulation must be able to replay.

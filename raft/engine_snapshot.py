@@ -23,7 +23,6 @@ from raft.engine_base import EngineBase, EngineCorrupt
 from raft.snapshots import Snapshot as StoredSnapshot
 from raft.wire import (
     SNAPSHOT_CHUNK_BYTES,
-    AppendReply,
     SnapshotChunk,
     SnapshotReply,
     Stale,
@@ -61,6 +60,8 @@ class Snapshots(EngineBase):
     def __init__(self, **ports: Any) -> None:
         self.snapshot_index = 1
         self._outgoing: dict[Node, Outgoing] = {}
+        self._learners: dict[Node, int] = {}
+        """How far those are whose word counts for no commit."""
         self._incoming: Incoming | None = None
         self._arrived: StoredSnapshot | None = None  # whole, and to be stored or being stored
         self._storing = False
@@ -155,7 +156,7 @@ class Snapshots(EngineBase):
             # Defect 6: a re-sent snapshot must not rewind the machine. What is applied here matches it.
             self._incoming = None
             self.log.sync()
-            self.send(node, AppendReply(self.term, m.index, 0))
+            self.send(node, self.reply(m.index))
             return
         if m.size > self.limits.snapshot_bytes:
             raise EngineCorrupt(f"a snapshot of {m.size} bytes is above {self.limits.snapshot_bytes}")
@@ -208,7 +209,7 @@ class Snapshots(EngineBase):
         self._applied_bytes = 0
         self.host.restored(index, snapshot.term)
         if self.leader is not None and not self.is_leader:
-            self.send(self.leader, AppendReply(self.term, index, 0))
+            self.send(self.leader, self.reply(index))
 
     # --- sending ------------------------------------------------------------------------------------------------
 
@@ -274,7 +275,8 @@ class Snapshots(EngineBase):
         transfer = self._outgoing.get(node)
         if m.term != self.term or not self.is_leader or transfer is None or transfer.snapshot is None:
             return
-        self._SyncObj__lastResponseTime[node] = self.clock()
+        if node not in self._learners:
+            self._SyncObj__lastResponseTime[node] = self.clock()
         if m.index != transfer.snapshot.index or m.offset == transfer.offset:
             return
         if m.offset <= len(transfer.snapshot.state):
@@ -284,3 +286,4 @@ class Snapshots(EngineBase):
 
     def _forget_leadership(self) -> None:
         self._outgoing.clear()
+        self._learners.clear()

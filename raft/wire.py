@@ -71,11 +71,15 @@ class AppendEntries(msgspec.Struct, frozen=True, array_like=True, tag="a"):
 
 
 class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag="r"):
-    """``match`` > 0: equal to the leader's log up to there, and synced. ``next_index`` > 0: send from there."""
+    """``match`` > 0: equal to the leader's log up to there, and synced. ``next_index`` > 0: send from there.
+
+    ``learning``: by a voter that lost its journal and is no voter yet. Nothing may be committed by its word.
+    """
 
     term: int
     match: int
     next_index: int
+    learning: bool = False
 
 
 class SnapshotChunk(msgspec.Struct, frozen=True, array_like=True, tag="s"):
