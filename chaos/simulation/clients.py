@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from chaos.checkers.life import Life, State
 from chaos.simulation.loop import Clock, ProcessLoop
 from dedup.ids import Ids, TaskId, ids_of, keyed_id
@@ -153,8 +155,12 @@ class Clients:
         due_ms = 0
         if draw.random() < (0.5 if self.world.walls_wrong else 0.12):
             due_ms = self.loop.clock.wall_ms() + draw.randrange(200, 1500)
-        bodies = (b"{}",) * count
-        await self._append(TaskBatch(queue="default", handler=name, ids=ids, bodies=bodies, due_ms=due_ms))
+        batch = TaskBatch(queue="default", handler=name, ids=ids, bodies=(b"{}",) * count, due_ms=due_ms)
+        if due_ms % 2:
+            # Far ahead of an unknown time: it is kept in the log's store.
+            await self._append(msgspec.structs.replace(batch, then="enqueue" if due_ms % 4 == 1 else ""))
+        else:
+            await self._append(msgspec.structs.replace(batch, submitted_ms=self.loop.clock.wall_ms()))
 
     def _handler(self) -> str:
         favoured = self.world.favoured

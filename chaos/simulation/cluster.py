@@ -20,6 +20,7 @@ from typing import Any
 
 import dedup.keyed
 import node.crashpoint
+import node.deferring
 import node.http.steer
 import node.workers.crew
 import node.workers.pools
@@ -57,6 +58,7 @@ LOOK_S = 0.1
 COLLECT_EVERY = 8
 SESSIONS = ((2200, 1100, 350), (1300, 300, 300))
 """Of a run: session timeout, fence margin, heartbeat, in ms. The short one lapses while a run still has time."""
+HAND_ON_MS = (2000, 100)
 STEPS_MAX = 200_000
 """A run takes some thousands; one that is stuck for its 40 s some ten thousands."""
 
@@ -221,8 +223,8 @@ class Cluster:
             self.witness.violated(13, text)
 
     def _must_be_gone(self, process: Process) -> None:
-        loop, now = process.loop, self.scheduler.now
-        if process.alive and loop.held_until < now - GONE_S:
+        held_until = max(process.loop.held_until, process.machine.workers_hang_until)
+        if process.alive and held_until < self.scheduler.now - GONE_S:
             self.witness.violated(13, f"{process.name} lingers for {GONE_S} s after it had failed")
 
     def process_failed(self, process: Process, error: BaseException) -> None:
@@ -290,8 +292,11 @@ class Cluster:
     # --- the task log -------------------------------------------------------------------------------------------
 
     def append(self, batches: Any) -> Any:
+        return self.seen_appended(lambda: self.log.append(batches))
+
+    def seen_appended(self, act: Callable[[], Any]) -> Any:
         before = {number: len(rows) for number, rows in enumerate(self.log._rows)}
-        appended = self.log.append(batches)
+        appended = act()
         for number, rows in enumerate(self.log._rows):
             for base, count, _, _ in rows[before[number] :]:
                 (item,) = self.log.read(number, base, count, 1 << 30)[:1]
@@ -369,7 +374,7 @@ class Cluster:
         services = [each.service for each in self.processes.values()]
         if not all(each.alive for each in self.processes.values()) or not all(services):
             return False
-        if self.log.committed() != self.log.ends():
+        if self.log.committed() != self.log.ends() or self.log.delays.counts():
             return False
         return len({service.ledger.applied_index for service in services if service is not None}) == 1
 
@@ -394,7 +399,9 @@ class Cluster:
             if position != end
         }
         self.witness.violated(
-            13, f"{HEALED_S:.0f} s after healing: applied {ledgers}; positions short of their ends: {behind}"
+            13,
+            f"{HEALED_S:.0f} s after healing: applied {ledgers}; positions short of their ends: {behind}; "
+            f"delayed: {self.log.delays.counts()}",
         )
 
     def _judge(self) -> None:
@@ -509,12 +516,23 @@ def seams() -> Iterator[None]:
         logging.disable(level)
 
 
+@contextlib.contextmanager
+def _kept_from(hand_on_ms: int) -> Iterator[None]:
+    """From which delay on tasks go to the log's store: short ones and retries too, in some runs."""
+    before, node.deferring.HAND_ON_MS = node.deferring.HAND_ON_MS, hand_on_ms
+    try:
+        yield
+    finally:
+        node.deferring.HAND_ON_MS = before
+
+
 def run_seed(seed: int, options: Options | None = None, plant: Callable[[], Any] | None = None) -> Report:
     """One run. ``plant``: a context manager that puts a bug into the code for the time of the run."""
     collecting = gc.isenabled()
     gc.disable()  # when memory is collected must not depend on what ran before
     try:
-        with seams(), plant() if plant is not None else contextlib.nullcontext():
+        planted = plant() if plant is not None else contextlib.nullcontext()
+        with seams(), _kept_from(HAND_ON_MS[seed % len(HAND_ON_MS)]), planted:
             return Cluster(seed, options or Options()).run()
     finally:
         current.end()

@@ -180,6 +180,21 @@ PLANTS: tuple[Plant, ...] = (
         _put(raft.engine_base.EngineBase, "votes", property(lambda self: not self.observer)),
     ),
     Plant(
+        "learner-counts",
+        "an entry is committed by the word of a voter that lost its journal (found by seed 118)",
+        _edit(_append, "_on_append_reply", "if m.learning:", "if False:"),
+    ),
+    Plant(
+        "catching-up-is-enough",
+        "a voter that lost its journal votes again when it has caught up with whoever leads (found by seed 118)",
+        _edit(
+            raft.engine.Engine,
+            "_apply_committed",
+            "(self.observer or self.votes or self.learns)",
+            "(self.observer or self.votes)",
+        ),
+    ),
+    Plant(
         "failed-sync-forgiven",
         "after a failed sync the journal goes on as if nothing had been lost",
         _edit(raft.journal.Journal, "sync", 'self._fail(f"writing {segments.path}", error)', "pass"),
@@ -270,7 +285,7 @@ PLANTS: tuple[Plant, ...] = (
     Plant(
         "old-snapshot-for-ever",
         "a peer is sent the same snapshot again although the journal has left it behind (found by seed 159)",
-        _edit(_append, "_on_append_reply", "and matched[node] >= transfer.snapshot.index", "and False"),
+        _edit(_append, "_on_append_reply", "and held >= transfer.snapshot.index", "and False"),
     ),
     Plant(
         "damaged-snapshot-opened",
@@ -447,7 +462,12 @@ PLANTS: tuple[Plant, ...] = (
     Plant(
         "due-time-ignored",
         "a delayed task is run at once",
-        _edit(_coordinator, "_route", "if piece.batch.due_ms and wait_ms > 0:", "if False:"),
+        _edit(
+            _coordinator,
+            "_route",
+            "if piece.row is None and piece.batch.due_ms and wait_ms > 0:",
+            "if False:",
+        ),
     ),
     Plant(
         "due-time-looked-at-once",

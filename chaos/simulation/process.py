@@ -96,6 +96,36 @@ class _Writer:
     def drop_aside(self, tasks: Any) -> None:
         self._write("drop_aside", self._log.drop_aside, tasks)
 
+    @property
+    def delays(self) -> _DelayWriter:
+        return _DelayWriter(self)
+
+
+class _DelayWriter:
+    """log.delays of a writer."""
+
+    def __init__(self, writer: _Writer) -> None:
+        self._writer = writer
+        self._store = writer._log.delays
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def defer(self, tasks: Any) -> None:
+        self._writer._write("defer", self._store.defer, tasks)
+
+    def move(self, places: Any, due_ms: int, was_ms: int | None = None) -> Any:
+        return self._writer._write("move", self._store.move, places, due_ms, was_ms)
+
+    def drop(self, places: Any) -> Any:
+        world = self._writer._process.world
+        world.witness.dropping(self._writer._process.name, places)
+        return self._writer._write("drop", self._store.drop, places)
+
+    def enqueue(self, rows: Any) -> Any:
+        world = self._writer._process.world
+        return self._writer._write("enqueue", lambda: world.seen_appended(lambda: self._store.enqueue(rows)))
+
 
 class NoHistory:
     """The history of tasks is for people; here its disk is sometimes behind, which pauses intake."""

@@ -9,7 +9,7 @@ violation. After the run the whole history goes through all of chaos/checkers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from chaos.history import History
 from chaos.replay import _decisions as decisions_of
 from dedup.ids import Ids, TaskId, id_text
 from node.workers.port import Work
+from oncekeeper.log.delayed import Place
 from oncekeeper.log.memory import MemoryLog
 from raft import commands as c
 from raft.ledger import Ledger
@@ -291,11 +292,30 @@ class Witness:
                 if placed.partition == partition and before <= placed.offset < position:
                     self._passed(placed)
 
+    def dropping(self, node: str, places: Iterable[Place]) -> None:
+        """Called before the log forgets delayed tasks: they must have ended, or lie aside."""
+        self.note(node, "DROP", None, f"{len(list(places))} places")
+        for place in places:
+            for placed in self.history.placed:
+                here = placed.partition == place.partition
+                if here and place.offset <= placed.offset < place.offset + place.count:
+                    life = self.lives.get(placed.id)
+                    state = life.state if life is not None else State.NEW
+                    elsewhere = self._log.find_aside(_ids(placed.id)) or self._stands_again(placed)
+                    if state not in TERMINAL and not elsewhere:
+                        self.violated(6, f"{id_text(placed.id)} is dropped, and is {state.value}", placed.id)
+                    self.reached.add("delayed tasks dropped")
+
     def _stands_again(self, passed: h.Placed) -> bool:
-        """It was appended again, and that place is not passed."""
+        """It was appended again, and that place is not passed, or kept."""
         committed = self._log.committed()
         return any(
-            other.id == passed.id and other is not passed and other.offset >= committed[other.partition]
+            other.id == passed.id
+            and other is not passed
+            and (
+                other.offset >= committed[other.partition]
+                or self._log.delays.holds(other.partition, other.offset, other.offset + 1)
+            )
             for other in self.history.placed
         )
 
@@ -303,6 +323,11 @@ class Witness:
         life = self.lives.get(placed.id)
         state = life.state if life is not None else State.NEW
         if state in TERMINAL and state is not State.DEAD:
+            return
+        if state not in TERMINAL and self._log.delays.holds(
+            placed.partition, placed.offset, placed.offset + 1
+        ):
+            self.reached.add("delayed tasks kept")
             return
         aside = bool(self._log.find_aside(_ids(placed.id)))
         if state not in TERMINAL and not aside and not self._stands_again(placed):
