@@ -35,7 +35,7 @@ class Waiting(msgspec.Struct, frozen=True, array_like=True, tag="w", gc=False):
     fence: int
     attempt: int
     due_ms: int
-    how: str  # "retry", "released", "testimony", "ruled", "revived": what closed the last claim
+    how: str  # "retry", "released", "testimony", "ruled", "revived": what closed the last claim; or "held"
     at_ms: int  # since when
 
 

@@ -168,6 +168,17 @@ class Revive(msgspec.Struct, frozen=True, array_like=True, tag="V"):
     by: str = ""
 
 
+class Hold(msgspec.Struct, frozen=True, array_like=True, tag="O"):
+    """Grant nobody what has not started for ``hold_ms`` of ledger time; 0 takes that back, and a retry's delay.
+
+    SETTLED: so it is, and it had not started. A reschedule lasts that long: what was fetched by its old due time
+    cannot be claimed meanwhile.
+    """
+
+    ids: Ids
+    hold_ms: int
+
+
 class PutQueue(msgspec.Struct, frozen=True, array_like=True, tag="Q"):
     queue: str
     paused: bool
@@ -247,7 +258,7 @@ class Launched(msgspec.Struct, frozen=True, array_like=True, tag="N"):
 
 Command = (
     Join | Heartbeat | Leave | Advance | AllocateIds | Claim | Settle | Testify | Rule | Cancel | Revive
-    | PutQueue | PutClass | PutSchedule | DeleteSchedule | PauseSchedule | Fire | Launched
+    | Hold | PutQueue | PutClass | PutSchedule | DeleteSchedule | PauseSchedule | Fire | Launched
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ class TaskState(msgspec.Struct, frozen=True):
     since_ms: int = 0
     why: str = ""
     """How it came there: of a suspect lapsed, replaced, left, doubt; of waiting retry, released, testimony, ruled,
-    revived."""
+    revived, held."""
     by: str = ""
     """Who cancelled it."""
     testified: tuple[int, ...] = ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from dedup.claims import Cancelled, Dead, OpenClaim, Waiting, cut, repeats, single_parts
 from dedup.ids import RANGE_ID_MAX, Ids
 from dedup.suspects import Suspect
@@ -13,6 +15,7 @@ from raft.commands import (
     Deleted,
     Done,
     Freed,
+    Hold,
     Outcome,
     PutClass,
     PutQueue,
@@ -32,6 +35,7 @@ from raft.ledger_state import (
 )
 
 KINDS = ("cpu", "io")
+HOLD_MS_MAX = 60_000
 LENGTHS = ("short", "long")
 
 
@@ -96,6 +100,36 @@ def revive(state: LedgerState, command: Revive) -> Answered:
             else:
                 # A repeat finds its own work done; any other wait for an attempt is left as it is.
                 put(spans, count, Outcome.SETTLED if value.how == "revived" else Outcome.NEW)
+    return Answered(tuple(spans))
+
+
+def hold(state: LedgerState, command: Hold) -> Answered:
+    """What has not started, or waits for a retry, waits a little longer; or no longer."""
+    state.check_ids("ids", command.ids)
+    check_number("hold_ms", command.hold_ms, 0, HOLD_MS_MAX)
+    state.check_room("ids", command.ids)
+    until_ms = state.now_ms + command.hold_ms
+    spans: list[Span] = []
+    for single in single_parts(command.ids) if repeats(command.ids) else (command.ids,):
+        for part, count, value in cut(single, state.states.spans(single)):
+            if value is None:
+                for fresh, number, outcome in state.unknown(part):
+                    if outcome is Outcome.NEW:
+                        outcome = Outcome.SETTLED
+                        if command.hold_ms:
+                            state.move(fresh, number, None, Waiting(0, 1, until_ms, "held", state.now_ms))
+                    put(spans, number, outcome)
+            elif isinstance(value, OpenClaim | Suspect):
+                put(spans, count, Outcome.BUSY)
+            elif isinstance(value, Dead | Cancelled):
+                put(spans, count, Outcome.DEAD if isinstance(value, Dead) else Outcome.CANCELLED)
+            else:
+                due_ms = max(value.due_ms, until_ms) if command.hold_ms else min(value.due_ms, until_ms)
+                if due_ms != value.due_ms:
+                    state.move(part, count, value, msgspec.structs.replace(value, due_ms=due_ms))
+                    if not command.hold_ms:
+                        state.events.append(Freed(part))
+                put(spans, count, Outcome.SETTLED)
     return Answered(tuple(spans))
 
 

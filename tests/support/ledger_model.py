@@ -34,6 +34,7 @@ from raft.commands import (
     Freed,
     Gone,
     Heartbeat,
+    Hold,
     Join,
     Joined,
     Launched,
@@ -66,7 +67,7 @@ from tests.support.ledger_naive import KEYS, NODES, NaiveLedger, One
 
 Step = tuple[int, int, int, int, int]
 
-KINDS = 26
+KINDS = 27
 """How many kinds of step there are; some commands are more than one, and so more frequent."""
 
 SETTINGS = LedgerSettings(closed_retention_ms=20_000_000, keyed_retention_ms=10**12, tokens_per_proposer=8)
@@ -136,6 +137,8 @@ class Decoder:
                 )
             case 14:
                 return Cancel(ids, "me")
+            case 26:
+                return Hold(ids, d % 3 * 400)
             case 20 | 21 | 22 | 23 | 24 | 25:
                 return self.about_schedules(kind % KINDS, a, b, c, d)
             case _:

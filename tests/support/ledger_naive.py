@@ -19,6 +19,7 @@ from raft.commands import (
     Fire,
     Gone,
     Heartbeat,
+    Hold,
     Join,
     Joined,
     Launched,
@@ -144,6 +145,8 @@ class NaiveLedger:
                 return [self.rule(command, each) for each in command.ids]
             case Cancel():
                 return [self.cancel(command, each) for each in command.ids]
+            case Hold():
+                return [self.hold(command, each) for each in command.ids]
             case Revive():
                 return [self.revive(each) for each in command.ids]
             case PutSchedule() | DeleteSchedule() | PauseSchedule() | Fire() | Launched():
@@ -376,6 +379,23 @@ class NaiveLedger:
             return stands
         self.ids[each] = One("cancelled", one.fence if one else 0)
         self.events.append(("deleted", each, command.by))
+        return Outcome.SETTLED, 0, 0
+
+    def hold(self, command: Hold, each: TaskId) -> Said:
+        stands = self.stands(each)
+        if stands[0] in (Outcome.HELD, Outcome.SUSPECT):
+            return Outcome.BUSY, 0, 0
+        if stands[0] is not Outcome.NEW:
+            return stands
+        one = self.ids.get(each)
+        until_ms = self.now_ms + command.hold_ms
+        if one is None and command.hold_ms:
+            self.ids[each] = One("waiting", 0, 1, due_ms=until_ms, how="held")
+        elif one is not None and command.hold_ms:
+            self.ids[each] = replace(one, due_ms=max(one.due_ms, until_ms))
+        elif one is not None and one.due_ms > until_ms:
+            self.ids[each] = replace(one, due_ms=until_ms)
+            self.events.append(("freed", each))
         return Outcome.SETTLED, 0, 0
 
     def revive(self, each: TaskId) -> Said:
