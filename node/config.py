@@ -53,6 +53,7 @@ APP = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 DAY_MS = 86_400_000
 # On the leader, where there are schedules (node/schedules.py).
+DELAY_STEPS = ("before_defer", "after_defer", "after_fetch", "before_drop", "after_drop")
 SCHEDULE_STEPS = ("before_fire", "after_fire", "after_fire_append", "after_launch")
 CRASH_STEPS = (
     "before_claim",
@@ -462,7 +463,7 @@ def _check_exposure(config: NodeConfig) -> None:
 
 def check_crash_at(text: str) -> None:
     step, _, times = text.partition(":")
-    steps = CRASH_STEPS + SCHEDULE_STEPS
+    steps = CRASH_STEPS + DELAY_STEPS + SCHEDULE_STEPS
     if text and (step not in steps or (times and not (times.isascii() and times.isdigit()))):
         raise ConfigError(
             f"crash_at={text!r} must be STEP or STEP:N, with a step of {', '.join(steps)}", "crash_at"

@@ -2,7 +2,8 @@
 
     log -> ready -> claiming -> running -> closing -> settled -> position moves
              ^         |           |          |
-             +------ waiting <-----+----------+      waiting: held elsewhere, a retry, a due time
+             +------ waiting <-----+----------+      waiting: held elsewhere, or due soon
+             +---- store <- deferred (deferring.py)  due later: the position passes, the store gives it back
                      doubted -> (testimony, check, policy: doubt.py) -> ready | settled
 
 ``on(event)`` returns effects; the service performs them and brings back what came of them. Rules that hold:
@@ -10,10 +11,11 @@
 - a task is dispatched only under a fence that the ledger granted to the session that is open now;
 - an id is in this node's hands at most once (``_open``): the ledger answers a repeated claim of one session
   with the same fence, so two records of one id must not both be claimed here;
-- a position moves over a task only when the ledger has it executed, dead or cancelled, or when it was put aside
-  durably. Settle first, then commit: the reverse order loses the task on a crash. Executed is for good. Dead,
-  cancelled and held are not: somebody may have revived the task, or ruled on it, and appended it again, which is
-  what we read, while the ledger here is still behind. So those are believed only after a confirmation;
+- a position moves over a task only when the ledger has it executed, dead or cancelled, or when it was durably put
+  aside, or handed on until it is due. Settle first, then commit: the reverse order loses the task on a crash.
+  Executed is for good. Dead, cancelled and held are not: somebody may have revived the task, or ruled on it, and
+  appended it again, which is what we read, while the ledger here is still behind. So those are believed only
+  after a confirmation;
 - one proposal carries all settlements and claims that have gathered; at most ``proposals_max`` are in flight,
   so batches are small when the node is idle and grow by themselves under load.
 """
@@ -27,6 +29,7 @@ from typing import assert_never
 
 from dedup.runmap import RunMap
 from node import messages as m
+from node.deferring import DEFERRING_MAX, Deferring, is_far, is_kept
 from node.doubt import Doubts
 from node.flow import Lane
 from node.partitions import Partitions
@@ -36,6 +39,7 @@ from node.settling import Closing, Closings, make_work, retry_delay_ms
 from node.undecodable import Undecodables
 from node.views import CoordinatorSettings, LedgerReads, PartitionView
 from node.workers.port import Ended, HandlerInfo, Mode, Report
+from oncekeeper.log.delayed import Place
 from oncekeeper.log.port import Aside, Gap, Undecodable
 from raft.commands import Answered, Claim, Command, Outcome, Result, Settle, Span
 
@@ -82,6 +86,7 @@ class Coordinator:
         self._asides: dict[int, list[Closing] | list[Piece]] = {}
         self._doubts = Doubts(ledger, settings, self._numbers)
         self._undecodables = Undecodables()
+        self._delays: Deferring | None = None
         self._effects: list[m.Effect] = []
         self._now_ms = 0
         self._wall_ms = 0
@@ -96,6 +101,8 @@ class Coordinator:
     def on(self, event: m.Event, now_ms: int, wall_ms: int) -> list[m.Effect]:
         """``now_ms``: a monotonic clock of the machine; ``wall_ms``: its epoch clock (due times, history)."""
         self._now_ms, self._wall_ms = now_ms, wall_ms
+        if self._delays is None and self._settings.delays:
+            self._delays = Deferring(self._partitions, self._numbers, wall_ms)
         match event:
             case m.SessionOpened(session):
                 self.session = session
@@ -118,6 +125,10 @@ class Coordinator:
                 self._aside_stored(ticket)
             case m.Confirmed(ticket):
                 self._confirmed(self._confirming.pop(ticket))
+            case m.Deferred() | m.DelayedMoved() | m.DueLoaded() | m.DueFetched() | m.DueEnqueued():
+                self._stored(event)
+            case m.DelaysChanged(partitions):
+                self._delays_changed(partitions)
             case m.Tick():
                 pass
             case m.Drain():
@@ -125,14 +136,16 @@ class Coordinator:
             case _:
                 assert_never(event)
         for piece in self._partitions.due(now_ms):
-            self._intake(piece)
+            self._back(piece)
         self._pump()
         effects, self._effects = self._effects, []
         return effects
 
     def next_look_ms(self) -> int | None:
         """When a Tick is wanted for what waits by time; None: nothing waits by time."""
-        times = (self._partitions.next_due_ms(), self._doubts.next_look_ms())
+        times = [self._partitions.next_due_ms(), self._doubts.next_look_ms()]
+        if self._delays is not None:
+            times.append(self._delays.next_look_ms(self._now_ms, self._wall_ms))
         return min((time for time in times if time is not None), default=None)
 
     def wants(self, read: m.Read) -> bool:
@@ -143,6 +156,10 @@ class Coordinator:
         """What moved since the last call; asked for by time, because a position a task were a write a task."""
         return self._partitions.moved()
 
+    def delayed_drops(self) -> list[Place]:
+        """What the store of delayed tasks may forget, since the last call; asked for as positions are."""
+        return self._delays.drops() if self._delays is not None else []
+
     # --- what is read -----------------------------------------------------------------------------------------
 
     def _assign(self, positions: Mapping[int, int]) -> None:
@@ -151,6 +168,8 @@ class Coordinator:
             for lane in self._lanes.values():
                 lane.drop(gone)
             self._doubts.drop(gone)
+        if self._delays is not None:
+            self._delays.assign()
 
     def _know(self, handlers: Mapping[str, HandlerInfo], slots: Mapping[str, int]) -> None:
         self._handlers = handlers
@@ -180,6 +199,49 @@ class Coordinator:
             else:
                 self._route(part, span)
 
+    def _back(self, piece: Piece) -> None:
+        """Sort a piece that was in hand before; one that came from the store is looked up there first."""
+        if piece.row is None or self._delays is None:
+            self._intake(piece)
+        else:
+            self._delays.again(piece)
+
+    def _stored(
+        self, event: m.Deferred | m.DelayedMoved | m.DueLoaded | m.DueFetched | m.DueEnqueued
+    ) -> None:
+        """An answer of the store of delayed tasks."""
+        if self._delays is None:
+            return
+        match event:
+            case m.Deferred(ticket):
+                self._delays.deferred(ticket)
+            case m.DelayedMoved(ticket):
+                self._delays.moved(ticket)
+            case m.DueLoaded():
+                self._delays.loaded(event)
+            case m.DueEnqueued():
+                self._delays.enqueued(event)
+            case m.DueFetched():
+                for found in self._delays.fetched(event):
+                    row, item = found.row, found.item
+                    batch = self._undecodables.batch(item) if isinstance(item, Undecodable) else item.batch
+                    self._intake(Piece(row.partition, found.epoch, row.offset, batch, 0, row.count, row))
+
+    def _delays_changed(self, partitions: frozenset[int]) -> None:
+        if self._delays is None:
+            return
+        for lane in self._lanes.values():
+            for piece in lane.drop_due(partitions):
+                self._delays.again(piece)
+        self._delays.changed(partitions)
+
+    def _settled(self, piece: Piece) -> None:
+        """The ledger has it executed, dead or cancelled, or it was put aside."""
+        if piece.row is None:
+            self._partitions.settled(piece)
+        elif self._delays is not None:
+            self._delays.settled(piece)
+
     def _confirmed(self, pieces: list[Piece]) -> None:
         """What the ledger says of these now, it said of them after they were read."""
         for piece in pieces:
@@ -195,29 +257,39 @@ class Coordinator:
             part = piece.part(at, count)
             at += count
             if suspect is not None and suspect.held_by:
-                self._partitions.settled(part)  # it was put aside before it was held
+                self._settled(part)  # it was put aside before it was held
             else:
-                self._intake(part)
+                self._back(part)
 
     def _route(self, piece: Piece, span: Span) -> None:
+        if self._delays is not None and self._is_for_store(piece, span):
+            early_ms = self._wall_ms + span.detail if span.outcome is Outcome.EARLY else 0
+            self._delays.hand_on(piece, max(early_ms, piece.batch.due_ms if piece.row is None else 0))
+            return
         match span.outcome:
             case Outcome.NEW | Outcome.UNALLOCATED | Outcome.GRANTED:
                 # Unallocated here may only mean that this replica is behind: the claim's answer is final.
                 wait_ms = piece.batch.due_ms - self._wall_ms
-                if piece.batch.due_ms and wait_ms > 0:
+                if piece.row is None and piece.batch.due_ms and wait_ms > 0:
                     # Not for all of the wait: a wall clock that was wrong when we looked may be right by then.
                     self._wait(piece, min(wait_ms, DUE_LOOK_MS), Outcome.EARLY)
                 else:
                     self._lane_of(piece).push(piece)
             case Outcome.EXECUTED | Outcome.DEAD | Outcome.CANCELLED:
                 # A dead one was put aside before it was settled.
-                self._partitions.settled(piece)
+                self._settled(piece)
             case Outcome.SUSPECT:
                 self._doubts.add(piece, span.fence, self._now_ms)
             case Outcome.EARLY:
                 self._wait(piece, max(1, span.detail), Outcome.EARLY)
             case _:  # held by a live session, or an answer that only another look can clear up
                 self._wait(piece, self._settings.held_look_ms, Outcome.HELD)
+
+    def _is_for_store(self, piece: Piece, span: Span) -> bool:
+        if span.outcome is Outcome.EARLY and is_far(span.detail):
+            return True
+        closed = span.outcome in (Outcome.EXECUTED, Outcome.DEAD, Outcome.CANCELLED)
+        return piece.row is None and not closed and is_kept(piece.batch)
 
     def _lane_of(self, piece: Piece) -> Lane:
         info = self._handlers.get(piece.batch.handler)
@@ -231,7 +303,7 @@ class Coordinator:
     def _pump(self) -> None:
         self._effects.extend(self._doubts.look(self._now_ms, self.session))
         for piece in self._doubts.returned():
-            self._intake(piece)
+            self._back(piece)
         self._park_held()
         if self._unsure and not self._confirming:
             number = next(self._numbers)
@@ -305,7 +377,7 @@ class Coordinator:
         for pieces in ticket.rulings:
             next(rest)
             for piece in pieces:  # whatever the answer was, the ledger has the last word
-                self._intake(piece)
+                self._back(piece)
         for pieces in ticket.claims:
             self._claim_answered(ticket.session, pieces, next(rest))
 
@@ -454,7 +526,7 @@ class Coordinator:
             elif self._doubts.parked(stored):
                 pass  # the ruling "held" follows; its answer passes the position
             else:
-                self._partitions.settled(stored)
+                self._settled(stored)
 
     def _park_held(self) -> None:
         for piece, reason in self._doubts.to_park():
@@ -480,26 +552,35 @@ class Coordinator:
     def _closed_as(self, piece: Piece, closing: Closing, span: Span) -> None:
         if span.outcome is Outcome.SETTLED and closing.result in (Result.DONE, Result.DEAD):
             self.settled_tasks += piece.count
-            self._partitions.settled(piece)
+            self._settled(piece)
             self._undecodables.settled(piece)
         elif span.outcome is Outcome.SETTLED and closing.result is Result.RETRY:
-            self._wait(piece, closing.delay_ms, Outcome.EARLY)
+            if self._delays is not None and is_far(closing.delay_ms):
+                self._delays.hand_on(piece, self._wall_ms + closing.delay_ms)
+            else:
+                self._wait(piece, closing.delay_ms, Outcome.EARLY)
         elif self._partitions.is_ours(piece):
-            self._intake(piece)  # in doubt, released, lapsed, fenced: the ledger knows
+            self._back(piece)  # in doubt, released, lapsed, fenced: the ledger knows
 
     # --- reading on -------------------------------------------------------------------------------------------
 
     def _read_more(self) -> None:
-        if self.session and not self._draining and self._handlers:
-            ready = sum(lane.ready_tasks for lane in self._lanes.values())
-            self._effects.extend(self._partitions.reads(self._settings.ready_max - ready))
+        is_open = bool(self.session and not self._draining and self._handlers)
+        room = self._settings.ready_max - sum(lane.ready_tasks for lane in self._lanes.values())
+        if self._delays is not None:
+            self._effects.extend(self._delays.look(self._now_ms, self._wall_ms, is_open, room))
+            room -= self._delays.tasks
+            is_open = is_open and self._delays.tasks < DEFERRING_MAX
+        if is_open:
+            self._effects.extend(self._partitions.reads(room))
 
     # --- what people see --------------------------------------------------------------------------------------
 
     @property
     def idle(self) -> bool:
         """Nothing of this node is running or being settled."""
-        return not self._running and not self._tickets and not self._closings and not self._asides
+        writing = self._delays is not None and self._delays.is_writing
+        return not (self._running or self._tickets or self._closings or self._asides or writing)
 
     @property
     def running_tasks(self) -> int:
@@ -507,7 +588,19 @@ class Coordinator:
 
     def partition_views(self) -> list[PartitionView]:
         ready = [piece for lane in self._lanes.values() for piece in lane.waiting()]
-        return self._partitions.views(ready, self._doubts.by_partition())
+        doubted = self._doubts.pieces()
+        if self._delays is None:
+            return self._partitions.views(ready, (), doubted, {})
+        return self._partitions.views(ready, self._delays.on_their_way(), doubted, self._delays.in_hand())
+
+    @property
+    def newest_ticket(self) -> int:
+        """See ``answered_up_to``."""
+        return max(self._tickets, default=0)
+
+    def answered_up_to(self, ticket: int) -> bool:
+        """Whether all is answered that was asked of the ledger up to then."""
+        return min(self._tickets, default=ticket + 1) > ticket
 
 
 def _spans(answer: object, closings: list[Closing]) -> list[Span]:

@@ -79,12 +79,8 @@ class Doubts:
         """These partitions are another node's now, and so are their suspects."""
         self._doubts = [doubt for doubt in self._doubts if doubt.piece.partition not in partitions]
 
-    def by_partition(self) -> dict[int, int]:
-        counts: dict[int, int] = {}
-        pieces = [doubt.piece for doubt in self._doubts] + [ruling.piece for ruling in self._rulings]
-        for piece in pieces:
-            counts[piece.partition] = counts.get(piece.partition, 0) + piece.count
-        return counts
+    def pieces(self) -> list[Piece]:
+        return [doubt.piece for doubt in self._doubts] + [ruling.piece for ruling in self._rulings]
 
     def next_look_ms(self) -> int | None:
         return min((d.look_ms for d in self._doubts if d.step is _Step.WAITING), default=None)

@@ -38,7 +38,7 @@ LOOK_MS_MAX = 1_000
 @dataclass(frozen=True, slots=True)
 class DueSettings:
     horizon_ms: int = 60_000
-    rows_max: int = 20_000  # of a partition in the wheel; more are loaded when half of them are gone
+    rows_max: int = 5_000  # of a partition in the wheel; more are loaded when half of them are gone
     fetch_max: int = 4_096  # tasks of one FetchDue or EnqueueDue
 
 
@@ -96,7 +96,7 @@ class Dues:
         self._settings = settings
         self._wheel: Wheel[Delayed] = Wheel(wall_ms)
         self._known: dict[int, _Known] = {}
-        self._due: deque[Delayed] = deque()
+        self._due: dict[bool, deque[Delayed]] = {False: deque(), True: deque()}  # by whether it is enqueued
         self._busy: dict[Delayed, int] = {}  # tasks of it that are not settled
         self._drops: list[Place] = []
 
@@ -111,7 +111,9 @@ class Dues:
             for row in self._wheel.items():
                 if row.partition in gone:
                     self._wheel.cancel(row)
-            self._due = deque(row for row in self._due if row.partition not in gone)
+            self._due = {
+                way: deque(row for row in due if row.partition not in gone) for way, due in self._due.items()
+            }
             self._busy = {row: left for row, left in self._busy.items() if row.partition not in gone}
         for number in epochs.keys() - self._known.keys():
             self._known[number] = _Known(epochs[number])
@@ -182,28 +184,27 @@ class Dues:
         for row in self._wheel.advance(wall_ms):
             self._known[row.partition].rows -= 1
             self._busy[row] = row.count
-            self._due.append(row)
+            self._due[row.then == ENQUEUE].append(row)
         effects: list[Effect] = []
-        run: list[Delayed] = []
-        enqueue: list[Delayed] = []
-        budget = {False: min(room, self._settings.fetch_max), True: self._settings.fetch_max}
-        kept: deque[Delayed] = deque()
-        while self._due and (budget[False] > 0 or budget[True] > 0):
-            row = self._due.popleft()
-            again = row.then == ENQUEUE
-            if budget[again] <= 0 or row.due_ms > wall_ms:  # the latter: the clock was set back meanwhile
-                kept.append(row)
-                continue
-            budget[again] -= row.count
-            (enqueue if again else run).append(row)
-        kept.extend(self._due)
-        self._due = kept
-        if run:
-            effects.append(FetchDue(tuple(run)))
-        if enqueue:
-            effects.append(EnqueueDue(tuple(enqueue)))
+        if run := self._take(False, wall_ms, min(room, self._settings.fetch_max)):
+            effects.append(FetchDue(run))
+        if enqueue := self._take(True, wall_ms, self._settings.fetch_max):
+            effects.append(EnqueueDue(enqueue))
         effects.extend(self._loads(wall_ms))
         return effects
+
+    def _take(self, way: bool, wall_ms: int, room: int) -> tuple[Delayed, ...]:
+        taken: list[Delayed] = []
+        due = self._due[way]
+        while due and room > 0:
+            row = due.popleft()
+            if row.due_ms > wall_ms:  # the clock was set back meanwhile
+                self._busy.pop(row, None)
+                self._insert(self._known[row.partition], row)
+            else:
+                room -= row.count
+                taken.append(row)
+        return tuple(taken)
 
     def next_look_ms(self, wall_ms: int) -> int | None:
         """When to look again (wall clock); None: nothing waits here, and nothing is to be loaded by time."""
@@ -250,7 +251,7 @@ class Dues:
             self._left(row, count)
             part = msgspec.structs.replace(row, offset=offset, count=count)
             self._busy[part] = count
-            self._due.append(part)
+            self._due[part.then == ENQUEUE].append(part)
 
     def _left(self, row: Delayed, count: int) -> None:
         left = self._busy.get(row, 0) - count
@@ -270,3 +271,12 @@ class Dues:
     def in_hand(self) -> int:
         """Rows in the wheel, and those that are due and not settled."""
         return len(self._wheel) + len(self._busy)
+
+    def in_hand_by_partition(self) -> dict[int, int]:
+        """Tasks that are due and not settled, or settled and not dropped: the store counts them still."""
+        tasks: dict[int, int] = {}
+        for row, left in self._busy.items():
+            tasks[row.partition] = tasks.get(row.partition, 0) + left
+        for place in gathered(self._drops):
+            tasks[place.partition] = tasks.get(place.partition, 0) + place.count
+        return tasks

@@ -62,7 +62,8 @@ class NodeIdentity(msgspec.Struct, frozen=True):
 class PartitionStatus(msgspec.Struct, frozen=True):
     """A partition as its owner sees it. Offsets from ``position`` to ``frontier`` are in the owner's hands.
 
-    waiting + delayed + running + suspect = the unsettled tasks among them; the others are settled, but stand
+    waiting + delayed + running + suspect = the unsettled tasks among them, and those in hand that were
+    delayed; the others are settled, but stand
     behind an unsettled one. What lies from ``frontier`` to the log's end has not been read: it is waiting
     too.
     """
@@ -74,6 +75,7 @@ class PartitionStatus(msgspec.Struct, frozen=True):
     delayed: int = 0  # waits for the due time of its next attempt
     running: int = 0  # claimed by any node
     suspect: int = 0
+    in_hand: int = 0  # of all these, those that the log's store of delayed tasks counts too
 
 
 class LocalStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 
 from node.pieces import Piece
 
@@ -51,6 +52,23 @@ class HandlerFlow:
         return self._rate * math.exp((self._rate_ms - now_ms) / RATE_MS) if self._rate else 0.0
 
 
+class _Queue:
+    """What waits of one queue: what was delayed and is due comes before what takes its turn."""
+
+    __slots__ = ("due", "usual")
+
+    def __init__(self) -> None:
+        self.due: deque[Piece] = deque()
+        self.usual: deque[Piece] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self.due or self.usual)
+
+    @property
+    def first(self) -> deque[Piece]:
+        return self.due or self.usual
+
+
 class Lane:
     """One pool of workers, the handlers that run in it, and the pieces that wait for it, a deque a queue.
 
@@ -63,7 +81,7 @@ class Lane:
         self._horizon_ms = {False: horizon_ms, True: rerun_horizon_ms}
         self._claim_max = claim_max
         self._handlers: dict[str, HandlerFlow] = {}
-        self._ready: dict[str, deque[Piece]] = {}
+        self._ready: dict[str, _Queue] = {}
         self._turns: deque[str] = deque()
 
     def handler(self, name: str) -> HandlerFlow:
@@ -95,9 +113,9 @@ class Lane:
         queue = piece.batch.queue
         waiting = self._ready.get(queue)
         if waiting is None:
-            waiting = self._ready[queue] = deque()
+            waiting = self._ready[queue] = _Queue()
             self._turns.append(queue)
-        waiting.append(piece)
+        (waiting.usual if piece.row is None else waiting.due).append(piece)
         self.ready_tasks += piece.count
 
     def next_piece(self, paused: frozenset[str]) -> Piece | None:
@@ -110,14 +128,14 @@ class Lane:
                 self._turns.popleft()
                 continue
             if queue not in paused:
-                return waiting[0]
+                return waiting.first[0]
             self._turns.rotate(-1)
         return None
 
     def take(self, count: int) -> Piece:
         """Take ``count`` tasks of the piece that ``next_piece`` showed; the next queue has its turn."""
         queue = self._turns[0]
-        waiting = self._ready[queue]
+        waiting = self._ready[queue].first
         piece = waiting.popleft()
         if count < piece.count:
             waiting.appendleft(piece.part(count, piece.count - count))
@@ -128,13 +146,24 @@ class Lane:
 
     def drop(self, partitions: frozenset[int]) -> list[Piece]:
         """Forget what waits of the named partitions; returns it."""
+        return self._take_out(lambda piece: piece.partition in partitions)
+
+    def drop_due(self, partitions: frozenset[int]) -> list[Piece]:
+        """Forget what waits of their delayed tasks; returns it."""
+        return self._take_out(lambda piece: piece.row is not None and piece.partition in partitions)
+
+    def _take_out(self, is_meant: Callable[[Piece], bool]) -> list[Piece]:
         dropped: list[Piece] = []
-        for queue, waiting in self._ready.items():
-            kept = deque(piece for piece in waiting if piece.partition not in partitions)
-            dropped.extend(piece for piece in waiting if piece.partition in partitions)
-            self._ready[queue] = kept
+        for waiting in self._ready.values():
+            for pieces in (waiting.due, waiting.usual):
+                taken = [piece for piece in pieces if is_meant(piece)]
+                if taken:
+                    kept = [piece for piece in pieces if not is_meant(piece)]
+                    pieces.clear()
+                    pieces.extend(kept)
+                    dropped.extend(taken)
         self.ready_tasks -= sum(piece.count for piece in dropped)
         return dropped
 
     def waiting(self) -> list[Piece]:
-        return [piece for waiting in self._ready.values() for piece in waiting]
+        return [piece for waiting in self._ready.values() for piece in (*waiting.due, *waiting.usual)]

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from node.dues import EnqueueDue as EnqueueDue
+from node.dues import FetchDue as FetchDue
+from node.dues import LoadDue as LoadDue
 from node.records_model import Attempt
 from node.workers.port import HandlerInfo, Report, Work
-from oncekeeper.log.port import Aside, Item
+from oncekeeper.log.delayed import Deferral, Delayed, Place
+from oncekeeper.log.port import Aside, Fetched, Item, Undecodable
 from raft.commands import Answer, Command
 
 # --- events ---------------------------------------------------------------------------------------------------
@@ -86,6 +90,47 @@ class Confirmed:
 
 
 @dataclass(frozen=True, slots=True)
+class Deferred:
+    """The answer to Defer."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class DelayedMoved:
+    """The answer to MoveDelayed."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class DueLoaded:
+    load: LoadDue
+    rows: tuple[Delayed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DueFetched:
+    fetch: FetchDue
+    found: tuple[tuple[Delayed, Fetched | Undecodable], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DueEnqueued:
+    """The answer to EnqueueDue; the partitions grew."""
+
+    enqueue: EnqueueDue
+    partitions: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class DelaysChanged:
+    """Somebody moved delayed tasks of these partitions: what is known of them may be wrong."""
+
+    partitions: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed, or the ledger changed in a way that may free what waits."""
 
@@ -97,7 +142,8 @@ class Drain:
 
 Event = (
     SessionOpened | SessionLost | Assigned | HandlersKnown | WasRead | MoreToRead | Answers | Reported
-    | AsideStored | Confirmed | Tick | Drain
+    | AsideStored | Confirmed | Deferred | DelayedMoved | DueLoaded | DueFetched | DueEnqueued | DelaysChanged
+    | Tick | Drain
 )  # fmt: skip
 
 
@@ -139,6 +185,22 @@ class Confirm:
 
 
 @dataclass(frozen=True, slots=True)
+class Defer:
+    """Keep these until they are due, durably (``log.delays.defer``): then their position may pass them."""
+
+    ticket: int
+    tasks: tuple[Deferral, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MoveDelayed:
+    """``log.delays.move`` of each: (places, the new due time, the one that they waited for)."""
+
+    ticket: int
+    moves: tuple[tuple[tuple[Place, ...], int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Remember:
     """For the work history."""
 
@@ -154,4 +216,7 @@ class Release:
     count: int
 
 
-Effect = Read | Propose | Dispatch | StoreAside | Confirm | Remember | Release
+Effect = (
+    Read | Propose | Dispatch | StoreAside | Confirm | Remember | Release
+    | Defer | MoveDelayed | LoadDue | FetchDue | EnqueueDue
+)  # fmt: skip

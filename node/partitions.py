@@ -51,6 +51,9 @@ class Partitions:
             heapq.heapify(self._waiting)
         return gone
 
+    def epochs(self) -> dict[int, int]:
+        return {number: partition.epoch for number, partition in self._owned.items()}
+
     def is_ours(self, piece: Piece) -> bool:
         return self.is_current(piece.partition, piece.epoch)
 
@@ -122,19 +125,25 @@ class Partitions:
 
     # --- what people see --------------------------------------------------------------------------------------
 
-    def views(self, ready: Iterable[Piece], suspects: Mapping[int, int]) -> list[PartitionView]:
-        """Every unsettled task of a partition is ready, delayed, a suspect, or else with somebody who runs it."""
-        waiting: dict[int, int] = {}
-        for piece in ready:
-            waiting[piece.partition] = waiting.get(piece.partition, 0) + piece.count
-        delayed: dict[int, int] = {}
-        for _, _, piece, why in self._waiting:
-            if why is Outcome.EARLY:
-                delayed[piece.partition] = delayed.get(piece.partition, 0) + piece.count
+    def views(
+        self,
+        ready: Iterable[Piece],
+        kept: Iterable[Piece],
+        doubted: Iterable[Piece],
+        in_hand: Mapping[int, int],
+    ) -> list[PartitionView]:
+        """Every unsettled task of a partition is ready, delayed, a suspect, or else with somebody who runs it.
+
+        ``kept``: on their way to the store of delayed tasks. ``in_hand``: tasks that came from there; they are
+        counted as ready, delayed and so on like all others, but stand below the position.
+        """
+        early = [piece for _, _, piece, why in self._waiting if why is Outcome.EARLY]
+        waiting, delayed, suspects = _counts(ready), _counts((*early, *kept)), _counts(doubted)
         views = []
         for number, partition in sorted(self._owned.items()):
             offsets = partition.offsets
             unsettled = partition.next_offset - offsets.position - offsets.settled_above
+            unsettled += in_hand.get(number, 0)
             counted = waiting.get(number, 0) + delayed.get(number, 0) + suspects.get(number, 0)
             views.append(
                 PartitionView(
@@ -145,6 +154,14 @@ class Partitions:
                     delayed=delayed.get(number, 0),
                     running=max(0, unsettled - counted),
                     suspect=suspects.get(number, 0),
+                    in_hand=in_hand.get(number, 0),
                 )
             )
         return views
+
+
+def _counts(pieces: Iterable[Piece]) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for piece in pieces:
+        counts[piece.partition] = counts.get(piece.partition, 0) + piece.count
+    return counts

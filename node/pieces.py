@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from dedup.ids import Ids
 from oncekeeper.envelope import TaskBatch
+from oncekeeper.log.delayed import Delayed
 from raft.commands import Span
 
 
@@ -17,13 +18,21 @@ class Piece:
     """``count`` tasks of ``batch`` from position ``at``, which stand at ``offset`` of a partition.
 
     ``epoch`` tells one ownership of the partition from the next: what belongs to an earlier one may still
-    settle, but moves no position.
+    settle, but moves no position. ``row``: it was kept until it was due (oncekeeper/log/delayed.py), and came from
+    there: its position was passed long ago.
     """
 
-    __slots__ = ("_ids", "at", "batch", "count", "epoch", "offset", "partition")
+    __slots__ = ("_ids", "at", "batch", "count", "epoch", "offset", "partition", "row")
 
     def __init__(
-        self, partition: int, epoch: int, offset: int, batch: TaskBatch, at: int, count: int
+        self,
+        partition: int,
+        epoch: int,
+        offset: int,
+        batch: TaskBatch,
+        at: int,
+        count: int,
+        row: Delayed | None = None,
     ) -> None:
         self.partition = partition
         self.epoch = epoch
@@ -31,6 +40,7 @@ class Piece:
         self.batch = batch
         self.at = at
         self.count = count
+        self.row = row
         self._ids: Ids | None = None
 
     @property
@@ -48,7 +58,7 @@ class Piece:
         """The tasks ``at .. at + count - 1`` of this piece."""
         if at == 0 and count == self.count:
             return self
-        return Piece(self.partition, self.epoch, self.offset + at, self.batch, self.at + at, count)
+        return Piece(self.partition, self.epoch, self.offset + at, self.batch, self.at + at, count, self.row)
 
     def __repr__(self) -> str:
         return f"Piece({self.partition}@{self.offset}+{self.count} {self.batch.handler})"

@@ -92,6 +92,7 @@ class RunningNode:
                     delayed=view.delayed,
                     running=view.running,
                     suspect=view.suspect,
+                    in_hand=view.in_hand,
                 )
                 for view in views
             ),

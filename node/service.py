@@ -22,6 +22,7 @@ from node import messages as m
 from node import sweeper
 from node.coordinator import Coordinator
 from node.crashpoint import CrashPoint
+from node.deferring import answer_of_store
 from node.facade import OutcomeUnknown, Unavailable
 from node.ownership import owned_by
 from node.parts import Parts
@@ -45,6 +46,7 @@ from node.workers.port import Report
 from oncekeeper.envelope import TaskBatch
 from oncekeeper.errors import LogUnusable
 from oncekeeper.log.cut import ROW_BYTES_MAX
+from oncekeeper.log.delayed import delays_of
 from oncekeeper.log.port import Aside, Fetched, Undecodable, UnknownAppend, Unsent
 from raft.commands import (
     Advance,
@@ -78,6 +80,7 @@ DISK_RETRY_MS = 500
 HISTORY_WAIT_MS = 100
 RETAIN_MS = 30_000
 SETTLED_POLL_MS = 20
+DELAYS_POLL_MS = 5
 SETTLE_S_MAX = 5.0
 READ_BYTES_MAX = 8 << 20
 SMALL_READ_TASKS = 64
@@ -99,7 +102,11 @@ class Service:
         self.proposer = Proposer(self.replica, parts.proposer_name)
         self.coordinator = Coordinator(
             self.ledger,
-            CoordinatorSettings(node=config.node_id, testimony_wait_ms=config.testimony_wait_ms),
+            CoordinatorSettings(
+                node=config.node_id,
+                testimony_wait_ms=config.testimony_wait_ms,
+                delays=delays_of(self.log.reader) is not None,
+            ),
         )
         self.incarnation = parts.next_incarnation(0)
         self._process_life = self.incarnation
@@ -346,6 +353,10 @@ class Service:
                 self._spawn(self._store_aside(ticket, tasks))
             case m.Confirm(ticket):
                 self._spawn(self._confirm(ticket))
+            case m.Defer() | m.MoveDelayed() | m.EnqueueDue():
+                self._spawn(self._keep_delayed(effect))
+            case m.LoadDue() | m.FetchDue():
+                asyncio.get_running_loop().call_soon(self._look_at_delayed, effect)
             case _:
                 assert_never(effect)
 
@@ -393,6 +404,41 @@ class Service:
     async def _store_aside(self, ticket: int, tasks: tuple[Aside, ...]) -> None:
         await self._with_disk(lambda log: log.put_aside(tasks))
         self._feed(m.AsideStored(ticket))
+
+    # --- delayed tasks: a store of the log's (oncekeeper/log/delayed.py) --------------------------------------
+
+    def _look_at_delayed(self, effect: m.LoadDue | m.FetchDue) -> None:
+        delays = delays_of(self.log.reader)
+        assert delays is not None
+        try:
+            event = answer_of_store(delays, effect)
+        except LogUnusable as error:
+            self.notes["read"] = f"the task log cannot be read: {error}"
+            _log.error("%s; trying again", self.notes["read"])
+            asyncio.get_running_loop().call_later(DISK_RETRY_MS / 1000, self._look_at_delayed, effect)
+            return
+        self.notes.pop("read", None)
+        self.crash.reached("after_fetch", isinstance(effect, m.FetchDue))
+        self._feed(event)
+
+    async def _keep_delayed(self, effect: m.Defer | m.MoveDelayed | m.EnqueueDue) -> None:
+        """All of these may be repeated after a failure."""
+        is_defer = isinstance(effect, m.Defer)
+        self.crash.reached("before_defer", is_defer)
+        event = await self._with_disk(lambda log: answer_of_store(log.delays, effect))
+        self.crash.reached("after_defer", is_defer)
+        self._feed(event)
+
+    async def delays_changed(self, partitions: frozenset[int], timeout_ms: int) -> bool:
+        """Forget what is known of these partitions' delayed tasks; whether nothing of it is being claimed still."""
+        self._feed(m.DelaysChanged(partitions))
+        ticket = self.coordinator.newest_ticket
+        until_ms = self.clock.monotonic_ms() + timeout_ms
+        while not self.coordinator.answered_up_to(ticket):
+            if self.clock.monotonic_ms() > until_ms:
+                return False
+            await asyncio.sleep(DELAYS_POLL_MS / 1000)
+        return True
 
     async def _confirm(self, ticket: int) -> None:
         while not await self.replica.barrier(BARRIER_MS):
@@ -574,6 +620,10 @@ class Service:
             await self._with_disk(lambda log: log.commit(positions))
             self.witness.committed(positions)
             self.crash.reached("after_commit")
+        if drops := self.coordinator.delayed_drops():
+            self.crash.reached("before_drop")
+            await self._with_disk(lambda log: log.delays.drop(drops))
+            self.crash.reached("after_drop")
 
     # --- what people see ------------------------------------------------------------------------------------
 

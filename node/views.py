@@ -31,6 +31,7 @@ class CoordinatorSettings:
     testimony_wait_ms: int = 1_500  # how long a suspect waits for its holder's word
     check_tries: int = 5  # checks that cannot tell, before a human is asked
     check_retry_ms: int = 500
+    delays: bool = False  # whether the log keeps delayed tasks; else they wait in memory
     lost_attempts_max: int = 20  # attempts lost with worker or node, beyond the handler's retries
 
 
@@ -58,3 +59,4 @@ class PartitionView(msgspec.Struct, frozen=True):
     delayed: int = 0
     running: int = 0
     suspect: int = 0
+    in_hand: int = 0

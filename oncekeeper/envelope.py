@@ -23,6 +23,10 @@ BODY_BYTES_MAX = 256 * 1024
 KEY_TEXT_BYTES_MAX = 512
 TTR_MS_MAX = 7 * 24 * 3600 * 1000
 MESSAGE_VERSION = 1
+THENS = ("run", "enqueue")
+"""What happens when a task is due: it runs at once on the node that holds it, or takes its turn in its queue."""
+DUE_MS_MAX = 366 * 24 * 3600 * 1000
+"""How far ahead a due time may lie when it is submitted: a year."""
 BATCH_TASKS_MAX = 2048
 """How many tasks a row of a log holds at most; the reach of a search by id depends on it."""
 
@@ -42,6 +46,7 @@ class TaskBatch(msgspec.Struct, frozen=True, kw_only=True):
     bodies: tuple[bytes, ...]  # each one a JSON text (an object)
     ttr_ms: int = 0  # 0: the handler's own
     due_ms: int = 0  # epoch; 0: at once
+    then: str = ""  # what happens when it is due, one of THENS; "": "run"
     attempt: int = 1
     keys: tuple[str, ...] = ()  # the user's idempotency keys, parallel to ids.keys; () for range ids
     traceparent: str = ""
@@ -72,6 +77,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     queue: str = "default"
     ttr_ms: int = 0
     due_ms: int = 0
+    then: str = ""
     attempt: int = 1
     key: str = ""
     traceparent: str = ""
@@ -85,6 +91,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
             self.handler,
             self.ttr_ms,
             self.due_ms,
+            self.then,
             self.attempt,
             self.traceparent,
             self.submitted_ms,
@@ -99,6 +106,7 @@ class _Wire(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     id: str | None = None
     queue: str | None = None
     due: str | None = None
+    then: str | None = None
     ttr_ms: int = 0
     attempt: int = 1
     key: str | None = None
@@ -119,6 +127,7 @@ class _Header(msgspec.Struct, kw_only=True):
     key: str | msgspec.UnsetType | None = msgspec.UNSET
     keys: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     due: str | None = None
+    then: str | msgspec.UnsetType | None = msgspec.UNSET
     ttr_ms: int = 0
     attempt: int = 1
     traceparent: str | None = None
@@ -226,6 +235,7 @@ def validate_message(raw: bytes | msgspec.Raw, queues: Mapping[str, str] | None 
         queue=queue,
         ttr_ms=wire.ttr_ms,
         due_ms=parse_time(wire.due, "due"),
+        then=check_then(wire.then),
         attempt=wire.attempt,
         key=key,
         traceparent=wire.traceparent or "",
@@ -244,6 +254,15 @@ def check_options(handler: str, queue: str, ttr_ms: int, key: str | None) -> Non
         raise InvalidTask("ttr_ms", f"must be from 0 (the handler's own) to {TTR_MS_MAX}, not {ttr_ms}")
     if key is not None and not 1 <= len(key.encode(errors="surrogatepass")) <= KEY_TEXT_BYTES_MAX:
         raise InvalidTask("key", f"must have 1 to {KEY_TEXT_BYTES_MAX} bytes, not {len(key.encode())}")
+
+
+def check_then(then: object) -> str:
+    """What happens when a task is due; InvalidTask for what is none of THENS. What is left out is ""."""
+    if then is None or then is msgspec.UNSET:
+        return ""
+    if then not in THENS:
+        raise InvalidTask("then", f"must be one of {', '.join(THENS)}, not {str(then)[:40]!r}")
+    return str(then)
 
 
 def check_body(body: bytes) -> None:
@@ -290,6 +309,7 @@ def batch_of(messages: list[Message]) -> TaskBatch:
         bodies=tuple(message.body for message in messages),
         ttr_ms=first.ttr_ms,
         due_ms=first.due_ms,
+        then=first.then,
         attempt=first.attempt,
         keys=tuple(message.key for message in messages) if any(message.key for message in messages) else (),
         traceparent=first.traceparent,
@@ -335,6 +355,7 @@ def _header(batch: TaskBatch) -> _Header:
         queue=batch.queue,
         handler=batch.handler,
         due=time_text(batch.due_ms),
+        then=batch.then or msgspec.UNSET,
         ttr_ms=batch.ttr_ms,
         attempt=batch.attempt,
         traceparent=batch.traceparent or None,
@@ -393,6 +414,7 @@ def decode_batch(raw: bytes) -> TaskBatch:
         bodies=tuple(map(bytes, row.bodies)),
         ttr_ms=row.ttr_ms,
         due_ms=parse_time(row.due, "due"),
+        then=check_then(row.then),
         attempt=row.attempt,
         keys=keys,
         traceparent=row.traceparent or "",

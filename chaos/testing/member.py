@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, assert_never
 from dedup.ids import TaskId, ids_of
 from node import messages as m
 from node.coordinator import Coordinator
+from node.deferring import answer_of_store
 from node.ownership import owned_by
 from node.testify import testimonies
 from node.views import CoordinatorSettings
@@ -46,7 +47,7 @@ class Member:
         self.incarnation = incarnation
         self.alive = True
         self.session = 0
-        self.coordinator = Coordinator(cluster.ledger, CoordinatorSettings(node=name))
+        self.coordinator = Coordinator(cluster.ledger, CoordinatorSettings(node=name, delays=True))
         self.marks = marks  # the work journal: how far each claimed task came in a worker
         self._asked: deque[m.Propose] = deque()
         self._works: deque[tuple[Work, int]] = deque()
@@ -93,6 +94,8 @@ class Member:
     def commit(self) -> None:
         if positions := self.coordinator.commit_positions():
             self._cluster.log.commit(positions)
+        if drops := self.coordinator.delayed_drops():
+            self._cluster.log.delays.drop(drops)
 
     # --- the coordinator --------------------------------------------------------------------------------------
 
@@ -125,6 +128,8 @@ class Member:
                 self._events.append(m.Confirmed(ticket))
             case m.Remember(attempts):
                 self._cluster.attempts.extend(attempts)
+            case m.Defer() | m.MoveDelayed() | m.EnqueueDue() | m.LoadDue() | m.FetchDue():
+                self._events.append(answer_of_store(self._cluster.log.delays, effect))
             case m.Release(number, at, count):
                 work = self._handed[number]
                 for task_id in work.ids.part(at, count):

@@ -12,6 +12,10 @@ retry. What was acknowledged before the call is in the ledger after the barrier 
 "retrying" there (or claimed, and then settled), even while it still lies aside and no partition has it. So the
 ledger's own counts must be quiet too, and every report at least as new as that index.
 
+A delayed task stands below its partition's position, in the log's store, whose counts are read before the ends: one
+that was enqueued meanwhile has left the store and moved an end, and one that was handed on before a report is
+counted until it has ended.
+
 A log that cannot be reached leaves what the nodes say, with a note, and never "idle".
 """
 
@@ -26,6 +30,7 @@ from node.facade import LocalStatus, NodeFacade, PartitionStatus, Unavailable
 from node.http.peers import ask_all
 from node.http.wire import REFUSED, query_flag, reply, when
 from oncekeeper.errors import LogUnusable
+from oncekeeper.log.delayed import delays_of
 from oncekeeper.log.port import TaskLog
 
 BARRIER_MS = 1000
@@ -74,12 +79,13 @@ async def get_status(node: NodeFacade, request: web.Request) -> web.Response:
             silent[name] = f"its report cannot be read: {error}"  # another version, mid-upgrade
     # After the reports, not before: see above.
     try:
-        ends, committed = await node.with_log(_positions)
+        kept, ends, committed = await node.with_log(_positions)
     except LogUnusable as error:
         # Who asks because something is wrong shall see the nodes, and what is wrong. It is not idle.
         trouble = f"the task log cannot be asked: {error}"
         reports[0] = msgspec.structs.replace(reports[0], notes=(*reports[0].notes, trouble))
         views = merge(reports).views
+        kept = {}
         ends = {number: view.frontier for number, view in views.items()}
         committed = {number: view.position for number, view in views.items()}
         is_idle = False
@@ -87,7 +93,9 @@ async def get_status(node: NodeFacade, request: web.Request) -> web.Response:
         is_idle = is_fresh
     counts = node.ledger.counts()
     merged = merge(reports)
-    partitions = [_partition(p, end, committed.get(p, 0), merged) for p, end in sorted(ends.items())]
+    partitions = [
+        _partition(p, end, committed.get(p, 0), kept.get(p, 0), merged) for p, end in sorted(ends.items())
+    ]
     totals = {name: sum(int(row[name]) for row in partitions) for name in ("waiting", "delayed", "running")}
     # The ledger lets it run and no partition has it: it lies aside, on its way back into the log.
     totals["waiting"] += max(0, counts.retrying - totals["waiting"] - totals["delayed"])
@@ -121,11 +129,14 @@ async def get_status(node: NodeFacade, request: web.Request) -> web.Response:
     )
 
 
-def _positions(log: TaskLog) -> tuple[dict[int, int], dict[int, int]]:
-    return log.ends(), log.committed()
+def _positions(log: TaskLog) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
+    delays = delays_of(log)
+    kept = delays.counts() if delays is not None else {}
+    return kept, log.ends(), log.committed()
 
 
-def _partition(partition: int, end: int, committed: int, merged: Merged) -> dict[str, Any]:
+def _partition(partition: int, end: int, committed: int, kept: int, merged: Merged) -> dict[str, Any]:
+    """``kept``: tasks in the log's store of delayed ones; of these the owner has some in hand, and counts them."""
     view = merged.views.get(partition)
     if view is None:
         # Nobody speaks for it: whatever is not known to be settled counts as waiting.
@@ -142,7 +153,7 @@ def _partition(partition: int, end: int, committed: int, merged: Merged) -> dict
         "frontier": view.frontier,
         "end": end,
         "waiting": view.waiting + unread,
-        "delayed": view.delayed,
+        "delayed": view.delayed + max(0, kept - view.in_hand),
         "running": view.running,
         "suspect": view.suspect,
     }

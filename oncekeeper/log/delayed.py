@@ -23,11 +23,11 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from dedup.ids import TaskId
-from oncekeeper.envelope import TaskBatch
+from oncekeeper.envelope import THENS, TaskBatch
 from oncekeeper.log.port import Appended, Fetched, Undecodable
 
-RUN, ENQUEUE = "run", "enqueue"
-WAYS = (RUN, ENQUEUE)
+WAYS = THENS
+RUN, ENQUEUE = WAYS
 """What happens when a task is due: it runs at once on the node that holds it, or takes its turn in its queue."""
 
 
@@ -90,7 +90,8 @@ class DelayReads(Protocol):
 class DelayStore(DelayReads, Protocol):
     """Writes are durable when they return, all or none. They raise Unsent or UnknownAppend, as the log's do.
 
-    A log that can keep delayed tasks shows its store as ``log.delays``; the same thread rules hold for both.
+    A log that can keep delayed tasks shows its store as ``log.delays`` (``delays_of``); the same thread rules hold
+    for both.
     """
 
     def defer(self, tasks: Sequence[Deferral]) -> None:
@@ -98,8 +99,9 @@ class DelayStore(DelayReads, Protocol):
         been moved since."""
         ...
 
-    def move(self, places: Sequence[Place], due_ms: int) -> int:
-        """Let what waits at these places wait for ``due_ms`` instead; how many tasks that were."""
+    def move(self, places: Sequence[Place], due_ms: int, was_ms: int | None = None) -> int:
+        """Let what waits at these places wait for ``due_ms`` instead; how many tasks that were. With ``was_ms``
+        only what waits for that time: somebody may have moved it meanwhile."""
         ...
 
     def drop(self, places: Iterable[Place]) -> int:
@@ -110,6 +112,13 @@ class DelayStore(DelayReads, Protocol):
         """Append what ``fetch`` would give of these rows to their partitions anew, and drop it: both or neither, or
         else the append first, so that a crash between leaves a task twice and one claim wins."""
         ...
+
+
+def delays_of(log: object) -> DelayStore | None:
+    """The store of a log, or of what stands for one; None: it keeps no delayed tasks, and nodes let them wait in
+    memory."""
+    store: DelayStore | None = getattr(log, "delays", None)
+    return store
 
 
 def gathered(places: Iterable[Place]) -> list[Place]:

@@ -89,9 +89,9 @@ class EmbeddedDelays:
             database.executemany(_INSERT, rows)
             _count(database, rows, 1)
 
-    def move(self, places: Sequence[Place], due_ms: int) -> int:
+    def move(self, places: Sequence[Place], due_ms: int, was_ms: int | None = None) -> int:
         with self._log._write() as database:
-            moved = _carve(database, gathered(places))
+            moved = _carve(database, gathered(places), was_ms)
             database.executemany(_INSERT, [(*row[:3], due_ms, row[4]) for row in moved])
             _count(database, moved, 1)
         return sum(row[1] for row in moved)
@@ -206,14 +206,19 @@ def _clusters(rows: list[_Row]) -> Iterator[list[_Row]]:
         yield near
 
 
-def _carve(database: sqlite3.Connection, places: Sequence[Place]) -> list[_Row]:
-    """Take what waits at these places (apart, in order) out of its rows; the parts that were taken out."""
+def _carve(database: sqlite3.Connection, places: Sequence[Place], was_ms: int | None = None) -> list[_Row]:
+    """Take what waits at these places (apart, in order) out of its rows; the parts that were taken out.
+
+    With ``was_ms`` only what waits for that time.
+    """
     taken: list[_Row] = []
     gone: list[tuple[int]] = []
     for wanted in places:
         start = wanted.partition << _SHIFT | wanted.offset
         end = start + wanted.count
         for place, count, partition, due_ms, way in _overlaps(database, start, end):
+            if was_ms not in (None, due_ms):
+                continue
             low, high = max(place, start), min(place + count, end)
             taken.append((low, high - low, partition, due_ms, way))
             if (low, high) == (place, place + count):

@@ -44,13 +44,13 @@ class MemoryDelays:
     def _put(self, row: Delayed) -> None:
         self._rows[row.partition, row.offset] = row
 
-    def _carve(self, places: Iterable[Place]) -> list[Delayed]:
+    def _carve(self, places: Iterable[Place], was_ms: int | None = None) -> list[Delayed]:
         taken: list[Delayed] = []
         for place in gathered(places):
             start, end = place.offset, place.offset + place.count
             for row in sorted(self._rows.values(), key=lambda row: (row.partition, row.offset)):
                 low, high = max(row.offset, start), min(row.end, end)
-                if row.partition != place.partition or low >= high:
+                if row.partition != place.partition or low >= high or was_ms not in (None, row.due_ms):
                     continue
                 del self._rows[row.partition, row.offset]
                 taken.append(_part(row, low, high))
@@ -59,8 +59,8 @@ class MemoryDelays:
                         self._put(left)
         return taken
 
-    def move(self, places: Sequence[Place], due_ms: int) -> int:
-        moved = self._carve(places)
+    def move(self, places: Sequence[Place], due_ms: int, was_ms: int | None = None) -> int:
+        moved = self._carve(places, was_ms)
         for row in moved:
             self._put(msgspec.structs.replace(row, due_ms=due_ms))
         return sum(row.count for row in moved)

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from dedup.ids import Ids, TaskId, ids_of
 from node import messages as m
 from node.coordinator import Coordinator
+from node.deferring import answer_of_store
 from node.views import CoordinatorSettings
 from node.workers.port import Ended, HandlerInfo, Mode, Part, Report, Work
 from oncekeeper.envelope import TaskBatch
 from oncekeeper.log.memory import MemoryLog
-from oncekeeper.log.port import Undecodable
 from raft.commands import (
     Advance,
     Allocated,
@@ -104,7 +104,8 @@ class World:
 
     def unsettled(self) -> int:
         committed = self.log.committed()
-        return sum(end - committed.get(number, 0) for number, end in self.log.ends().items())
+        passed = sum(end - committed.get(number, 0) for number, end in self.log.ends().items())
+        return passed + sum(self.log.delays.counts().values())
 
 
 class FakeNode:
@@ -117,7 +118,8 @@ class FakeNode:
         self.alive = True
         self.session = 0
         self.coordinator = Coordinator(
-            world.ledger, CoordinatorSettings(node=name, testimony_wait_ms=500, work_tasks_max=8)
+            world.ledger,
+            CoordinatorSettings(node=name, testimony_wait_ms=500, work_tasks_max=8, delays=True),
         )
         self.asked: deque[m.Propose] = deque()
         self.works: deque[tuple[Work, int]] = deque()
@@ -170,7 +172,7 @@ class FakeNode:
                 items = self.world.log.read(partition, offset, tasks_max, 1 << 20)
                 end = offset
                 for item in items:
-                    end = item.base + (item.count if isinstance(item, Undecodable) else len(item.batch))
+                    end = item.end
                 self._events.append(m.WasRead(partition, epoch, tuple(items), end, not items))
             case m.StoreAside(ticket, tasks):
                 self.world.log.put_aside(tasks)
@@ -179,6 +181,8 @@ class FakeNode:
                 self._events.append(m.Confirmed(ticket))
             case m.Remember(attempts):
                 self.attempts.extend(attempts)
+            case m.Defer() | m.MoveDelayed() | m.EnqueueDue() | m.LoadDue() | m.FetchDue():
+                self._events.append(answer_of_store(self.world.log.delays, effect))
             case m.Release():
                 pass
 
@@ -189,6 +193,7 @@ class FakeNode:
 
     def commit(self) -> None:
         self.world.log.commit(self.coordinator.commit_positions())
+        self.world.log.delays.drop(self.coordinator.delayed_drops())
 
     def work_one(self, die_before_report: bool = False) -> None:
         """A worker runs one task of the oldest Work: mark, effect, mark, report."""
