@@ -37,6 +37,7 @@ class Aimed:
     def aimed(self) -> dict[str, tuple[int, Callable[[float], Healer | None]]]:
         return {
             "forgetful voter": (2, self._forgetful_voter),
+            "old leader is back": (3, self._old_leader_is_back),
             "voter dies": (2, self._voter_dies),
             "all disks fail": (3, self._all_disks_fail),
             "power loss at an effect": (4, self._power_at_effect),
@@ -55,6 +56,8 @@ class Aimed:
             "witness comes back": lapse_s + 1.5,
             "workers hang": lapse_s + 3.0,
             "all disks fail": 2.5,
+            "old leader is back": 2.5,
+            "forgetful voter": 1.2,
             "wall clock": 1.5,
             "kill between log writes": 1.5,
         }.get(name, 0.0)
@@ -65,10 +68,13 @@ class Aimed:
         return self.random.choice(self.world.names)
 
     def _leader(self) -> str:
-        for name, process in self.world.processes.items():
-            if process.alive and process.service is not None and process.service.replica.is_leader:
-                return name
-        return self._name()
+        """Who leads: of two that think so, who was elected later."""
+        leaders = [
+            (process.service.replica.status().term, name)
+            for name, process in self.world.processes.items()
+            if process.alive and process.service is not None and process.service.replica.is_leader
+        ]
+        return max(leaders)[1] if leaders else self._name()
 
     def _process(self, name: str) -> Process | None:
         process = self.world.processes.get(name)
@@ -113,11 +119,11 @@ class Aimed:
         for name in self.world.names:
             self.world.power_off(name, loss)
 
-    def _ruin(self) -> str | None:
+    def _ruin(self, name: str = "") -> str | None:
         """The node whose disk is ruined: one a run, so that the majority's stand."""
         if self._ruined is not None:
             return None
-        self._ruined = self._name()
+        self._ruined = name or self._name()
         return self._ruined
 
     # --- what an election depends on ----------------------------------------------------------------------------
@@ -163,6 +169,59 @@ class Aimed:
             behind()
             back()
             for each in away:
+                each()
+
+        return heal
+
+    def _old_leader_is_back(self, until: float) -> Healer | None:
+        """A leader that does not know yet that it was deposed meets a voter that has just forgotten it, while those
+        who could tell them are away. Or the voter is whole, and was the new leader, without its power."""
+        world, draw, leader = self.world, self.random, self._leader()
+        others = [name for name in world.names if name != leader]
+        draw.shuffle(others)
+        side = [leader, *others[: len(others) // 2 - 1]]
+        rest = [name for name in world.names if name not in side]
+        pairs = [pair for a in side for b in rest for pair in ((a, b), (b, a))]
+        heals = [self._cut(pairs)]
+        for a, b in pairs:
+            world.network.reset(a, b)  # so that the others look for a leader at once
+        end_s = min(until, world.scheduler.now + 0.9)
+
+        def look() -> None:
+            if world.scheduler.now >= end_s:
+                return
+            new = self._leader()
+            if new in rest:
+                world.scheduler.after(0.05 + 0.15 * draw.random(), world.driver, turn, new)
+            else:
+                world.scheduler.after(0.02, world.driver, look)
+
+        def turn(new: str) -> None:
+            if world.scheduler.now >= until:
+                return
+            ruined = self._ruin(draw.choice(rest)) if draw.random() < 0.6 else None
+            back = ruined or new
+            if ruined is None:
+                world.power_off(back, Loss.ALL)
+            for name in rest:
+                process = self._process(name)
+                world.stay_down.add(name)
+                if process is not None:
+                    process.die()
+            heals.append(lambda: world.stay_down.difference_update(rest))
+            heals.extend(lambda name=name: world.start(name) for name in rest)  # type: ignore[misc]
+            if ruined is not None:
+                world.machines[ruined].raft_store_deleted()
+            world.stay_down.discard(back)
+            for name in side:
+                world.network.heal(name, back)
+                world.network.heal(back, name)
+            world.scheduler.after(0.005, world.driver, world.start, back)
+
+        world.scheduler.after(0.02, world.driver, look)
+
+        def heal() -> None:
+            for each in heals:
                 each()
 
         return heal

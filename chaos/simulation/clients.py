@@ -8,7 +8,7 @@ themselves, as clients on the machine do, and where the answer is unknown they w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -61,11 +61,20 @@ class Clients:
         world.scheduler.after(1.0, self.loop, self.loop.enter, self._begin_human)
 
     def _begin(self, number: int) -> None:
-        self.loop.create_task(self._client(number))
+        self._run(self._client(number))
 
     def _begin_human(self) -> None:
-        self.loop.create_task(self._human())
-        self.loop.create_task(self._slow_human())
+        self._run(self._human())
+        self._run(self._slow_human())
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        """A client that ended of a defect of its own would leave everybody waiting for it."""
+
+        def ended(task: Any) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.world.callback_raised(self.loop, error)
+
+        self.loop.create_task(work).add_done_callback(ended)
 
     # --- asking a node ------------------------------------------------------------------------------------------
 

@@ -359,6 +359,10 @@ class Cluster:
             if now > self.faults.healed_s + HEALED_S:
                 self._stuck(open_ids)
                 return
+        elif now > self.faults.healed_s + HEALED_S:
+            text = f"{HEALED_S:.0f} s after healing {self.clients.busy} clients still wait for an answer"
+            self.witness.violated(13, text)
+            return
         self.scheduler.after(LOOK_S, self.driver, self._look, now)
 
     def _open(self) -> list[TaskId]:
