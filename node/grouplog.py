@@ -7,6 +7,7 @@ session while the log cannot be reached.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import msgspec
 
 from node.parts import GroupPart
 from oncekeeper.errors import LogUnusable
+from oncekeeper.log.delayed import DelayReads
 from oncekeeper.log.opening import LogPlugin, Place
 from oncekeeper.log.port import Item, TaskLog, UnknownAppend
 
@@ -23,11 +25,13 @@ T = TypeVar("T")
 
 
 class GroupReader:
-    """The partitions that are ours, out of the group's buffers."""
+    """The partitions that are ours, out of the group's buffers; and all delayed tasks, out of their index."""
 
-    def __init__(self, group: Any, partitions: int) -> None:
+    def __init__(self, group: Any, partitions: int, delays: DelayReads | None) -> None:
         self._group = group
         self._partitions = partitions
+        self.delays = delays
+        """None: the log keeps none."""
 
     @property
     def partitions(self) -> int:
@@ -106,14 +110,41 @@ class GroupLog:
             raise LogUnusable(f"log={place.url!r} has no group that assigns partitions")
         self._member = group
         self.group: GroupPart = group
-        self.reader = GroupReader(group, place.partitions)
+        # One follower for all handles: it writes the index, and they read it.
+        follow = getattr(plugin, "delays", None)
+        self._follower: Any = follow(place) if follow is not None else None
+        self._delays = self._follower.reads() if self._follower is not None else None
+        self.reader = GroupReader(group, place.partitions, self._delays)
         # One reads and one writes: a search through the log must not keep dead letters and commits waiting.
         # Each has an index of its own, because a handle is one thread's.
         writing, looking = (_indexed(place, name) for name in ("log", "look"))
         self._writer = _Handle(
-            "log", lambda: cast(TaskLog, _Committing(plugin.open(writing, create=True), group))
+            "log", lambda: cast(TaskLog, _Committing(self._keeping(plugin.open(writing, create=True)), group))
         )
-        self._looker = _Handle("look", lambda: plugin.open(looking, create=False))
+        self._looker = _Handle("look", lambda: self._keeping(plugin.open(looking, create=False)))
+        if self._follower is not None:
+            self._follower.start()
+
+    def _keeping(self, log: Any) -> Any:
+        if self._follower is not None:
+            log.keep_delayed(self._follower)
+        return log
+
+    def watch_delays(self, on_change: Callable[[frozenset[int]], None]) -> None:
+        """Tell the loop that calls this of partitions for which others put or moved delayed tasks."""
+        if self._follower is None:
+            return
+        loop = asyncio.get_running_loop()
+
+        def tell(partitions: frozenset[int]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is leaving
+                loop.call_soon_threadsafe(told, partitions)
+
+        def told(partitions: frozenset[int]) -> None:
+            if ours := partitions & self._member.positions.keys():
+                on_change(ours)
+
+        self._follower.on_change = tell
 
     async def run(self, work: Callable[[TaskLog], T]) -> T:
         return await self._writer.run(work)
@@ -125,3 +156,7 @@ class GroupLog:
         self._member.close()
         self._writer.close()
         self._looker.close()
+        if self._delays is not None:
+            self._delays.close()
+        if self._follower is not None:
+            self._follower.close()

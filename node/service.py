@@ -156,6 +156,9 @@ class Service:
         """Until ``stop``, or until a part can no longer be trusted; the process's exit code."""
         if self.log.group is not None:
             self.log.group.listen(self._assign, self._woken)
+        if (watch := getattr(self.log, "watch_delays", None)) is not None:
+            # Only a log whose nodes see each other's delayed tasks a moment later has it.
+            watch(lambda partitions: self._feed(m.DelaysChanged(partitions)))
         await self.parts.wake.listen(self._woken)
         await self.http.start()
         await self.replica.start()
@@ -413,11 +416,12 @@ class Service:
         try:
             event = answer_of_store(delays, effect)
         except LogUnusable as error:
-            self.notes["read"] = f"the task log cannot be read: {error}"
-            _log.error("%s; trying again", self.notes["read"])
+            if "delays" not in self.notes:  # each partition asks
+                _log.warning("delayed tasks cannot be read: %s; trying again", error)
+            self.notes["delays"] = f"delayed tasks cannot be read: {error}"
             asyncio.get_running_loop().call_later(DISK_RETRY_MS / 1000, self._look_at_delayed, effect)
             return
-        self.notes.pop("read", None)
+        self.notes.pop("delays", None)
         self.crash.reached("after_fetch", isinstance(effect, m.FetchDue))
         self._feed(event)
 

@@ -118,6 +118,9 @@ class Follower:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
+    def reads(self) -> FollowedReads:
+        return FollowedReads(self)
+
     def damaged(self, why: str) -> None:
         """A reader met what cannot be trusted: begin anew."""
         with self._turn:

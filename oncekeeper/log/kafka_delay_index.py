@@ -70,7 +70,7 @@ CREATE TABLE messages (
     place INTEGER PRIMARY KEY,      -- slot << 44 | offset
     id NOT NULL,                    -- INTEGER for a range id, BLOB for a keyed id
     id_hash INTEGER NOT NULL,       -- the range id itself, or eight bytes of the keyed id: half the index
-    crc INTEGER NOT NULL,           -- CRC32C of id and message
+    crc INTEGER NOT NULL,           -- CRC32C of id, way and message
     message BLOB NOT NULL
 );
 CREATE INDEX messages_by_id ON messages (id_hash);
@@ -283,7 +283,7 @@ def _apply(database: sqlite3.Connection, slots: dict[int, int], kind: str, chang
     database.executemany(
         f"INSERT OR {'IGNORE' if kind == PUT else 'REPLACE'} INTO messages VALUES (?, ?, ?, ?, ?)",
         [
-            (slot << _SHIFT | offset, new.id, _id_hash(new.id), _crc(new.id, new.message), new.message)
+            (slot << _SHIFT | offset, new.id, _id_hash(new.id), _crc(new), new.message)
             for (slot, offset), new in placed
         ],
     )
@@ -319,8 +319,12 @@ def _id_hash(task_id: TaskId) -> int:
     return task_id if isinstance(task_id, int) else int.from_bytes(task_id[:8], "big", signed=True)
 
 
-def _crc(task_id: TaskId, message: bytes) -> int:
-    head = task_id if isinstance(task_id, bytes) else b"%d" % task_id
+def _crc(change: Change) -> int:
+    return _checksum(change.id, change.way, change.message)
+
+
+def _checksum(task_id: TaskId, way: int, message: bytes) -> int:
+    head = b"%d %b" % (way, task_id if isinstance(task_id, bytes) else b"%d" % task_id)
     return int(google_crc32c.extend(google_crc32c.value(head), message))
 
 
@@ -409,7 +413,7 @@ class IndexReads(IndexFile):
         for _, task_id, crc, message in rows:
             # A bit of a record's header makes a text of a blob, or a fraction of a number.
             sound = isinstance(message, bytes) and isinstance(task_id, int | bytes)
-            if not sound or _crc(task_id, message) != crc:
+            if not sound or _checksum(task_id, WAYS.index(row.then), message) != crc:
                 raise IndexDamaged(f"{self.file}: task {task_id!r}: its checksum is not {crc!r}")
         records = [_Record(place & _OFFSETS, message) for place, _, _, message in rows]
         for item in items(row.partition, "", 0, records):

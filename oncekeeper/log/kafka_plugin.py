@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from oncekeeper.log.kafka import open_kafka
+from oncekeeper.log.kafka_delay_follow import Follower
 from oncekeeper.log.kafka_group import Group
 from oncekeeper.log.kafka_names import Names, parse_url
 from oncekeeper.log.kafka_settings import KafkaSettings, load
@@ -41,6 +42,15 @@ class KafkaPlugin:
             settings=_settings(place),
             index_path=index,
         )
+
+    def delays(self, place: Place) -> Follower | None:
+        """What a process keeps delayed tasks with: not started, and none without a directory for its index."""
+        if place.index_dir is None:
+            return None
+        place.index_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        address = parse_url(place.url)
+        file = place.index_dir / "delays.db"
+        return Follower(address, _settings(place), Names(address.prefix), place.cluster_id, file)
 
     def group(self, place: Place) -> Group:
         address = parse_url(place.url)

@@ -1,0 +1,87 @@
+"""Delayed tasks in a cluster on a real broker: nodes killed at fire time; the whole history judged."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from dedup.ids import Ids
+from node.kafkaup.broker import Kafka
+from oncekeeper.envelope import TaskBatch
+from oncekeeper.log.delayed import ENQUEUE
+from tests.support.kafka_broker import delete_topics
+from tests.support.real_cluster import eventually
+from tests.support.real_kafka import KafkaCluster
+
+
+@pytest.fixture(scope="module")
+def cluster(kafka: Kafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    folder = tmp_path_factory.mktemp("delays")
+    settings = {"record_history": str(folder / "home" / "witness.jsonl")}
+    with KafkaCluster(folder, kafka.bootstrap(), settings=settings) as running:
+        running.start()
+        running.wait_up()
+        yield running
+    delete_topics(kafka.bootstrap(), running.prefix)
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def submit(cluster: KafkaCluster, count: int, dues_ms: Sequence[int]) -> int:
+    """``count`` tasks of each due time, one of six times to be enqueued; as submits store them."""
+    start = int(cluster.api().post("/v1/ids", {"count": count * len(dues_ms)})["start"])
+    batches = []
+    for number, due_ms in enumerate(dues_ms):
+        ids = Ids(((start + number * count, count),))
+        batches.append(
+            TaskBatch(
+                queue="default",
+                handler="real.once",
+                ids=ids,
+                bodies=tuple(json.dumps({"name": cluster.name()}).encode() for _ in range(count)),
+                due_ms=due_ms,
+                then=ENQUEUE if number % 6 == 0 else "",
+                submitted_ms=now_ms(),
+            )
+        )
+        cluster.history.submit(ids, "check", due_ns=due_ms * 1_000_000)
+    log = cluster.open_log()
+    try:
+        log.append(batches)
+    finally:
+        log.close()
+    return count * len(dues_ms)
+
+
+def kept(cluster: KafkaCluster) -> int:
+    status: dict[str, Any] = cluster.status() or {"tasks": {"delayed": 0}}
+    return int(status["tasks"]["delayed"])
+
+
+def passed(cluster: KafkaCluster) -> bool:
+    """Whether the positions have passed all that there is."""
+    status = cluster.status()
+    return status is not None and all(row["committed"] == row["end"] for row in status["partitions"])
+
+
+def test_a_node_that_is_killed_when_its_tasks_are_due_leaves_them_to_others_and_each_runs_once(
+    cluster: KafkaCluster,
+) -> None:
+    began = len(cluster.sink.read())
+    due_ms = now_ms() + 20_000
+    tasks = submit(cluster, 50, [due_ms + 20 * number for number in range(60)])
+    eventually("all are handed on", lambda: kept(cluster) == tasks and passed(cluster))
+    eventually("some have run", lambda: len(cluster.sink.read()) > began + 100)
+    victim = next(iter(cluster.nodes))
+    cluster.kill(victim)
+    eventually("the others run them all", lambda: len(cluster.sink.read()) >= began + tasks, 60)
+    cluster.start(victim)
+    cluster.wait_up()
+    cluster.check()
+    assert len(cluster.sink.read()) == began + tasks
