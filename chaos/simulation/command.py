@@ -34,6 +34,9 @@ def simulate(
     plants: Annotated[
         bool, typer.Option("--plants", help="Try every planted bug, and say how many seeds found it.")
     ] = False,
+    enough: Annotated[
+        int, typer.Option("--enough", help="With --plants: go on when so many seeds found a bug; 0: try all.")
+    ] = 0,
     only_faults: Annotated[
         str, typer.Option("--only-faults", help="Of a run's faults these alone, by number: 0,2 or none.")
     ] = "",
@@ -52,6 +55,7 @@ def simulate(
     _check("seeds", count, 1, SEEDS_MAX)
     _check("seed", first, 0, 2**62)
     _check("jobs", jobs, 0, JOBS_MAX)
+    _check("enough", enough, 0, SEEDS_MAX)
     if nodes not in (0, 3, 5):
         raise CliError(f"nodes={nodes} must be 3 or 5 (0: by seed)", BAD_USAGE)
     if fault:
@@ -62,7 +66,7 @@ def simulate(
     if plant:
         _known("plant", "planted bug", plant, BY_NAME)
     if plants:
-        return _plants(chosen, options, jobs, plant, json)
+        return _plants(chosen, options, jobs, plant, enough, json)
     return _seeds(chosen, options, jobs, plant, quiet, json)
 
 
@@ -161,12 +165,12 @@ def _document(outcome: Outcome, options: Options, plant: str) -> dict[str, objec
     }
 
 
-def _plants(seeds: Sequence[int], options: Options, jobs: int, plant: str, json: bool) -> int:
+def _plants(seeds: Sequence[int], options: Options, jobs: int, plant: str, enough: int, json: bool) -> int:
     from chaos.simulation.runner import run_plants
 
     began = time.monotonic()
     rows = []
-    for found in run_plants(seeds, options, jobs, (plant,) if plant else ()):
+    for found in run_plants(seeds, options, jobs, (plant,) if plant else (), enough):
         rows.append(found)
         if not json:
             note(
