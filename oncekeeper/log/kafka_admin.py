@@ -180,6 +180,10 @@ class Admin:
             except (KafkaException, FutureTimeout) as error:
                 code = code_of(error)
                 if code in _PASSING and time.monotonic() < until:
+                    if code in _STALE:
+                        # What the client knows of leaders is of before: by itself it looks again in minutes.
+                        with contextlib.suppress(KafkaException):
+                            self._client.list_topics(timeout=max(0.5, until - time.monotonic()))
                     time.sleep(AGAIN_S)
                     continue
                 self._client.poll(0)
@@ -334,6 +338,11 @@ _PASSING = (
     KafkaError.UNSTABLE_OFFSET_COMMIT,
     KafkaError._NOENT,  # no leader is known
     KafkaError._TRANSPORT,
+)
+_STALE = (
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
 )
 _SILENT = (
     KafkaError._TRANSPORT,
