@@ -38,7 +38,7 @@ class Aimed:
         return {
             "forgetful voter": (2, self._forgetful_voter),
             "old leader is back": (3, self._old_leader_is_back),
-            "voter dies": (2, self._voter_dies),
+            "voter dies": (4, self._voter_dies),
             "all disks fail": (3, self._all_disks_fail),
             "power loss at an effect": (4, self._power_at_effect),
             "outlive the lease": (4, self._outlive_the_lease),
@@ -57,6 +57,7 @@ class Aimed:
             "workers hang": lapse_s + 3.0,
             "all disks fail": 2.5,
             "old leader is back": 2.5,
+            "voter dies": 1.5,
             "forgetful voter": 1.2,
             "wall clock": 1.5,
             "kill between log writes": 1.5,
@@ -248,14 +249,16 @@ class Aimed:
             process.die()
             cuts.append(self._cut([(candidate, process.name), (process.name, candidate)]))
             world.scheduler.after(0.01, world.driver, world.start, process.name)
-
-        world.network.on_vote = voted
-        self._kill_soon(self._leader())
+            # While the one it elected still leads, and another one may by then.
+            world.scheduler.after(0.3 + 0.6 * self.random.random(), world.driver, heal)
 
         def heal() -> None:
             world.network.on_vote = None
-            for each in cuts:
-                each()
+            while cuts:
+                cuts.pop()()
+
+        world.network.on_vote = voted
+        self._kill_soon(self._leader())
 
         return heal
 
