@@ -185,6 +185,8 @@ class Admin:
                         with contextlib.suppress(KafkaException):
                             self._client.list_topics(timeout=max(0.5, until - time.monotonic()))
                     time.sleep(AGAIN_S)
+                    if code in _MOVED:
+                        self._look_again()
                     continue
                 self._client.poll(0)
                 said = self._settings.clean(in_words(error))
@@ -194,6 +196,11 @@ class Admin:
                     raise Missing(f"{self._address}: {what}: {said}") from None
                 why = self.words.why(error) if code in _SILENT else said
                 raise LogUnusable(f"{self._address}: {what}: {why}") from None
+
+    def _look_again(self) -> None:
+        """By itself the client goes on asking whom it knows for leader, and is refused for ever."""
+        with contextlib.suppress(KafkaException):
+            self._client.list_topics(timeout=1.0)
 
     def topics(self) -> dict[str, int]:
         """Every topic that we may see, with its number of partitions."""
@@ -323,6 +330,11 @@ class Admin:
             time.sleep(AGAIN_S)
 
 
+_MOVED = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+)
 _PASSING = (
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,

@@ -59,6 +59,9 @@ _OURS = {
 }
 
 
+_Rebalance = Callable[[Consumer, list[TopicPartition]], None]
+
+
 class Stretch:
     """What was fetched of one partition: every offset from ``low`` to ``high``, in order."""
 
@@ -167,6 +170,7 @@ class Group:
         self._topics_at = 0.0
         self._served = 0  # the life that the thread serves
         self._uncommitted = 0
+        self._broken: Exception | None = None
         self._said = ""  # until something is read
         self._away = ""  # until the brokers are seen
         self._thread = threading.Thread(target=self._run, name="kafka-group", daemon=True)
@@ -275,7 +279,7 @@ class Group:
                 self._skip_stuck()
                 self._commit(self._consumer)
                 self._poll()
-            except (KafkaException, Lost, RuntimeError) as error:
+            except Exception as error:  # noqa: BLE001 - a thread that died would leave a node that looks alive
                 self._failed(error)
 
     def _join(self, life: int) -> None:
@@ -294,6 +298,7 @@ class Group:
         settings["error_cb"] = self._error
         self._served = life
         self._subscribed, self._topics_at = frozenset(), 0.0
+        self._broken = None
         self._consumer = Consumer(settings, logger=_log)
 
     def _leave(self) -> None:
@@ -302,7 +307,7 @@ class Group:
         try:
             self._last_commit(consumer)
             consumer.close()
-        except (KafkaException, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - the consumer is given up, whatever it says
             _log.warning("leaving the consumer group: %s", error)
         self._give_up(list(self._assigned))
         with self._lock:
@@ -354,10 +359,28 @@ class Group:
             self._subscribed |= topics
             self._consumer.subscribe(
                 sorted(self._subscribed),
-                on_assign=self._on_assign,
-                on_revoke=self._on_revoke,
-                on_lost=self._on_revoke,
+                on_assign=self._caught(self._on_assign),
+                on_revoke=self._caught(self._on_revoke),
+                on_lost=self._caught(self._on_revoke),
             )
+
+    def _caught(self, call: _Rebalance) -> _Rebalance:
+        """What a callback raises must not pass through the client: what comes out of it is no exception at all."""
+
+        def caught(consumer: Consumer, places: list[TopicPartition]) -> None:
+            try:
+                call(consumer, places)
+            except Exception as error:  # noqa: BLE001 - raised again behind the client, in _consume
+                self._broken = error
+
+        return caught
+
+    def _consume(self, count: int, timeout_s: float) -> list[Message]:
+        assert self._consumer is not None
+        records = self._consumer.consume(count, timeout_s)
+        if self._broken is not None:
+            raise self._broken
+        return records
 
     def _commit(self, consumer: Consumer | None) -> None:
         assert consumer is not None
@@ -394,10 +417,10 @@ class Group:
         if not self._subscribed:
             time.sleep(POLL_S)
             return
-        records = self._consumer.consume(1, PAUSED_POLL_S if self._resume() else POLL_S)
+        records = self._consume(1, PAUSED_POLL_S if self._resume() else POLL_S)
         if not records:
             return
-        records += self._consumer.consume(RECORDS_MAX, 0)
+        records += self._consume(RECORDS_MAX, 0)
         grown = set()
         for (topic, kafka_partition), some in _by_partition(records).items():
             number = self._names.number(topic, kafka_partition)

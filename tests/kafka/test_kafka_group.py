@@ -223,6 +223,32 @@ def test_reading_where_nothing_was_fetched_begins_a_new_membership(kafka: Kafka,
     asyncio.run(act())
 
 
+def test_a_failure_while_partitions_are_taken_over_begins_a_new_membership(
+    kafka: Kafka, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = f"{prefix}.q.default"
+    create_topic(kafka.bootstrap(), topic, 2)
+    produce(kafka.bootstrap(), topic, task_values(range(1, 11)), 0)
+    failures = iter(range(2))
+    low = kafka_group.Group._low
+
+    def fails_twice(group: kafka_group.Group, number: int) -> int:
+        if next(failures, None) is not None:
+            assert group._consumer is not None
+            group._consumer.get_watermark_offsets(TopicPartition(topic, 99), timeout=0.01, cached=False)
+        return low(group, number)
+
+    monkeypatch.setattr(kafka_group.Group, "_low", fails_twice)
+
+    async def act() -> None:
+        async with member(kafka.bootstrap(), prefix) as one:
+            await one.until(lambda: len(one.seen) == 10, "all is read")
+            assert one.group.trouble == ""
+
+    asyncio.run(act())
+    assert next(failures, None) is None, "it did fail"
+
+
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
 def test_both_group_protocols_do(kafka: Kafka, prefix: str, protocol: str) -> None:
     topic = f"{prefix}.q.default"
