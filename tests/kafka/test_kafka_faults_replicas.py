@@ -1,0 +1,45 @@
+"""Three brokers that hold three copies of everything: one killed under load costs nothing but a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from node.kafkaup.broker import Kafka
+from tests.support.kafka_broker import ANSWER_S, admin, started
+from tests.support.real_kafka import GROUP_SESSION, KafkaCluster, Load
+
+
+@pytest.fixture
+def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    made = started(tmp_path_factory.mktemp("brokers") / "kafka", brokers=3, settings=GROUP_SESSION)
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+def test_a_broker_of_three_killed_and_the_one_that_leads_the_group_killed_next_cost_no_task(
+    brokers: Kafka, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("cluster")
+    with KafkaCluster(folder, brokers.bootstrap(), log_settings={"kafka_replication": 3}) as cluster:
+        cluster.start()
+        cluster.wait_up()
+        with Load(cluster) as load:
+            cluster.progress()
+            leads = coordinator(brokers, cluster.prefix)
+            for number in (leads % 3 + 1, leads):
+                brokers.brokers[number].kill()
+                cluster.progress(200)
+                brokers.brokers[number].start(wait=False)
+                brokers.brokers[number].wait_ready({1, 2, 3})
+                cluster.progress(200)
+        cluster.judge(load)
+        print(f"{load.tasks()} tasks, {len(load.told)} submits that were repeated: {load.told[:3]}")
+
+
+def coordinator(brokers: Kafka, group: str) -> int:
+    client = admin(brokers.bootstrap())
+    return int(client.describe_consumer_groups([group])[group].result(ANSWER_S).coordinator.id)
