@@ -7,6 +7,7 @@ trial. On one that is there a trial without a prefix takes one that nobody has, 
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,7 +103,8 @@ def _delete_topics(log: str, prefix: str) -> None:
     from oncekeeper.log.kafka_settings import load
 
     with contextlib.suppress(KafkaException, LogUnusable):
-        client = AdminClient(load().admin(parse_url(log).servers))
+        quiet = logging.Logger("node.kafkaup.trial", logging.CRITICAL)
+        client = AdminClient(load().admin(parse_url(log).servers), logger=quiet)
         names = [topic for topic in client.list_topics(timeout=ANSWER_S).topics if topic.startswith(prefix)]
         for each in (client.delete_topics(names) if names else {}).values():
             each.result(ANSWER_S)
