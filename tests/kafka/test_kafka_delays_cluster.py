@@ -85,3 +85,22 @@ def test_a_node_that_is_killed_when_its_tasks_are_due_leaves_them_to_others_and_
     cluster.wait_up()
     cluster.check()
     assert len(cluster.sink.read()) == began + tasks
+
+
+@pytest.mark.parametrize("crash_at", ["before_defer", "after_defer", "after_fetch", "before_drop"])
+def test_a_node_that_is_killed_at_any_step_loses_none_and_none_runs_twice(
+    cluster: KafkaCluster, crash_at: str
+) -> None:
+    began = len(cluster.sink.read())
+    victim = next(iter(cluster.nodes))
+    cluster.kill(victim)
+    cluster.start(victim, crash_at=crash_at)
+    cluster.wait_up()
+    due_ms = now_ms() + 4_000
+    tasks = submit(cluster, 20, [due_ms + 50 * number for number in range(24)])
+    assert cluster.died(60) == victim
+    cluster.start(victim)
+    cluster.wait_up()
+    eventually("all have run", lambda: len(cluster.sink.read()) >= began + tasks, 60)
+    cluster.check()
+    assert len(cluster.sink.read()) == began + tasks
