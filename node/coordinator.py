@@ -214,7 +214,10 @@ class Coordinator:
             return
         match event:
             case m.Deferred(ticket):
-                self._delays.deferred(ticket)
+                for piece in self._delays.deferred(ticket):
+                    for part, span in share_out((piece,), self._ledger.classify(piece.ids)):
+                        if span.outcome is Outcome.CANCELLED:
+                            self._delays.cancelled(part)
             case m.DelayedMoved(ticket):
                 self._delays.moved(ticket)
             case m.DueLoaded():

@@ -20,8 +20,8 @@ from node import messages as m
 from node.dues import Dues, DueSettings, FetchDue
 from node.partitions import Partitions
 from node.pieces import Piece
-from oncekeeper.envelope import TaskBatch
-from oncekeeper.log.delayed import RUN, Deferral, Delayed, DelayStore, Place
+from oncekeeper.envelope import ENQUEUED, TaskBatch
+from oncekeeper.log.delayed import ENQUEUE, RUN, Deferral, Delayed, DelayStore, Place
 from oncekeeper.log.port import Fetched, Undecodable
 
 HAND_ON_MS = 2_000
@@ -36,7 +36,7 @@ _Kept = tuple[Piece, int]
 
 def is_kept(batch: TaskBatch) -> bool:
     """Whether tasks of this message are handed on to the store, by whoever reads them, and whenever."""
-    return bool(batch.due_ms) and is_far(batch.due_ms - batch.submitted_ms)
+    return bool(batch.due_ms) and batch.then != ENQUEUED and is_far(batch.due_ms - batch.submitted_ms)
 
 
 def is_far(delay_ms: int) -> bool:
@@ -94,13 +94,21 @@ class Deferring:
         else:
             self._to_move.append((piece, -(-due_ms // _MOVE_STEP_MS) * _MOVE_STEP_MS))
 
-    def deferred(self, ticket: int) -> None:
+    def deferred(self, ticket: int) -> list[Piece]:
+        """They stand in the store now; those that are ours."""
+        stored: list[Piece] = []
         for piece, due_ms in self._deferring.pop(ticket):
             self.tasks -= piece.count
             if self._partitions.is_ours(piece):
                 self._partitions.settled(piece)
-                row = Delayed(due_ms, piece.partition, piece.offset, piece.count, piece.batch.then or RUN)
+                row = Delayed(due_ms, piece.partition, piece.offset, piece.count, _way(piece.batch))
                 self._dues.stored((row,))
+                stored.append(piece)
+        return stored
+
+    def cancelled(self, piece: Piece) -> None:
+        """It was while it was on its way to the store: whoever cancelled it did not find it there."""
+        self._dues.forget(Place(piece.partition, piece.offset, piece.count))
 
     def moved(self, ticket: int) -> None:
         for piece, due_ms in self._moving.pop(ticket):
@@ -205,7 +213,11 @@ def answer_of_store(
             return m.DueFetched(effect, tuple(store.fetch(rows)))
 
 
+def _way(batch: TaskBatch) -> str:
+    return ENQUEUE if batch.then == ENQUEUE else RUN
+
+
 def _deferral(piece: Piece, due_ms: int) -> Deferral:
     whole = piece.at == 0 and piece.count == len(piece.batch)
     batch = piece.batch if whole else piece.batch.part(piece.at, piece.count)
-    return Deferral(piece.partition, piece.offset, due_ms, piece.batch.then or RUN, batch)
+    return Deferral(piece.partition, piece.offset, due_ms, _way(batch), batch)

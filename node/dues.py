@@ -239,6 +239,10 @@ class Dues:
         self._drops.append(Place(row.partition, offset, count))
         self._left(row, count)
 
+    def forget(self, place: Place) -> None:
+        """These tasks were cancelled."""
+        self._drops.append(place)
+
     def moved(self, row: Delayed, offset: int, count: int, due_ms: int) -> None:
         """These tasks of a fired row wait for another time now: the store was told, durably."""
         self._left(row, count)

@@ -159,6 +159,10 @@ class NodeFacade(Protocol):
         """Pass over what the log deleted before it was run; False: the partition does not wait for that here."""
         ...
 
+    async def delays_changed(self, partitions: frozenset[int], timeout_ms: int) -> bool:
+        """Delayed tasks of these were moved: forget what is known of them; whether nothing of it is in a claim."""
+        ...
+
     async def wait_settled(self, task_id: TaskId, timeout_ms: int) -> bool:
         """Wait until the ledger here has the id executed, dead or cancelled; whether it has."""
         ...

@@ -132,5 +132,8 @@ class RunningNode:
         group = self._service.log.group
         return group is not None and group.skip(partition)
 
+    async def delays_changed(self, partitions: frozenset[int], timeout_ms: int) -> bool:
+        return await self._service.delays_changed(partitions, timeout_ms)
+
     async def wait_settled(self, task_id: TaskId, timeout_ms: int) -> bool:
         return await self._service.wait_settled(task_id, timeout_ms)

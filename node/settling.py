@@ -128,4 +128,5 @@ def make_work(number: int, mode: Mode, piece: Piece, fence: int, attempt: int, i
         ttr_ms=piece.batch.ttr_ms or info.ttr_ms,
         bodies=piece.bodies,
         traceparent=piece.batch.traceparent,
+        due_ms=piece.batch.due_ms,
     )

@@ -9,10 +9,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+import inspect
 import os
 import sys
 import threading
+import time
+import warnings
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import islice
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
@@ -20,6 +24,7 @@ import msgspec
 
 from dedup.ids import Ids
 from oncekeeper.client import Client
+from oncekeeper.dues import Delay, check_chosen, delay_ms, due_ms
 from oncekeeper.envelope import check_options
 from oncekeeper.errors import ApplicationError, InvalidHandler, InvalidTask, SubmitFailed, UnknownSubmit
 from oncekeeper.handle import Handle, Handles
@@ -41,6 +46,16 @@ class Options(msgspec.Struct, frozen=True):
     key: str | None = None
     ttr_ms: int = 0
     queue: str | None = None
+    delay_ms: int | None = None
+    due_ms: int = 0
+    then: str = ""
+
+    def when(self) -> int:
+        """The due time of what is submitted now."""
+        now_ms = time.time_ns() // 1_000_000
+        if self.due_ms and self.due_ms <= now_ms:
+            warnings.warn("due lies in the past: the task runs now", stacklevel=4)
+        return self.due_ms if self.delay_ms is None else now_ms + self.delay_ms
 
 
 class Submitter(Generic[P, R]):
@@ -65,7 +80,15 @@ class Submitter(Generic[P, R]):
         body = signature.encode(signature.bind(args, kwargs))
         client, options = self._app.client, self._options
         keys = () if options.key is None else (options.key,)
-        ids = client.send(self.handler.name, [body], queue=self._queue, ttr_ms=options.ttr_ms, keys=keys)
+        ids = client.send(
+            self.handler.name,
+            [body],
+            queue=self._queue,
+            ttr_ms=options.ttr_ms,
+            keys=keys,
+            due_ms=options.when(),
+            then=options.then,
+        )
         return Handle(client, next(iter(ids)), signature)
 
     async def submit_async(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
@@ -94,6 +117,7 @@ class Submitter(Generic[P, R]):
         if isinstance(items, Sequence):
             chunks = list(chunks)
         client, signature = self._app.client, self.handler.signature
+        due_ms = self._options.when()
         wanted = iter(keys) if keys is not None else None
         try:
             for bodies in chunks:
@@ -102,7 +126,13 @@ class Submitter(Generic[P, R]):
                     raise InvalidTask("keys", "are fewer than the tasks", self.handler.name)
                 parts.append(
                     client.send(
-                        self.handler.name, bodies, queue=self._queue, ttr_ms=self._options.ttr_ms, keys=some
+                        self.handler.name,
+                        bodies,
+                        queue=self._queue,
+                        ttr_ms=self._options.ttr_ms,
+                        keys=some,
+                        due_ms=due_ms,
+                        then=self._options.then,
                     )
                 )
         except (SubmitFailed, UnknownSubmit) as error:
@@ -139,21 +169,33 @@ class Task(Submitter[P, R]):
         return self.handler.name
 
     def options(
-        self, *, key: str | None = None, ttr: float | None = None, queue: str | None = None
+        self,
+        *,
+        key: str | None = None,
+        ttr: float | None = None,
+        queue: str | None = None,
+        delay: Delay | None = None,
+        due: datetime | None = None,
+        then: str | None = None,
     ) -> Submitter[P, R]:
         """The same handler with other options.
 
         ``key``: an idempotency key; of all tasks with it (and this queue) one runs. ``ttr``: time to run, in
-        seconds. ``queue``: where the task waits.
+        seconds. ``queue``: where the task waits. ``delay``: not before so long after ``submit`` (seconds,
+        "30m", a timedelta); or ``due``: not before this time (a datetime with its zone). ``then``: what happens
+        when it is due: "run" (the default: at once, on the node that holds it) or "enqueue" (it takes its turn).
         """
         if ttr is not None and not ttr > 0:
             raise InvalidTask("ttr", f"must be above 0 seconds, not {ttr}", self.name)
         ttr_ms = 0 if ttr is None else max(1, round(ttr * 1000))
         try:
             check_options(self.name, queue if queue is not None else self.handler.queue, ttr_ms, key)
+            check_chosen(delay, due, then)
+            wait_ms = None if delay is None else delay_ms(delay)
+            at_ms = 0 if due is None else due_ms(due, time.time_ns() // 1_000_000)
         except InvalidTask as error:
             raise InvalidTask(error.field, error.rule, self.name) from None
-        return Submitter(self._app, self.handler, Options(key, ttr_ms, queue))
+        return Submitter(self._app, self.handler, Options(key, ttr_ms, queue, wait_ms, at_ms, then or ""))
 
     def check(self, function: Callable[P, C]) -> Callable[P, C]:
         """Decorator: ``function``, called with a task's arguments, says whether the task took effect.
@@ -168,6 +210,15 @@ class Task(Submitter[P, R]):
                 'declare the task with on_doubt="check"'
             )
         self.handler.check_function = function
+        return function
+
+    def delayed(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Decorator: ``function`` runs in this one's stead for tasks that were delayed, however late they are."""
+        if self.handler.delayed_function is not None:
+            raise InvalidHandler(f"{self.name}: there is a function for delayed tasks already")
+        if inspect.iscoroutinefunction(function) != self.handler.is_async:
+            raise InvalidHandler(f"{self.name}: both functions must be async, or none")
+        self.handler.delayed_function = function
         return function
 
     def __repr__(self) -> str:

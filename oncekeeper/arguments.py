@@ -172,13 +172,20 @@ class Signature:
 
     def verify_check(self, check: Callable[..., Any]) -> None:
         """Raise InvalidHandler unless ``check`` can be called with the handler's arguments."""
+        self._verify_other(check, "check")
+
+    def verify_delayed(self, function: Callable[..., Any]) -> None:
+        """Raise InvalidHandler unless ``function`` can be called in the handler's stead."""
+        self._verify_other(function, "function for delayed tasks")
+
+    def _verify_other(self, check: Callable[..., Any], what: str) -> None:
         try:
             inspect.signature(check).bind(
                 *self._names[: self._positional], **dict.fromkeys(self._names[self._positional :])
             )
         except TypeError as error:
             raise InvalidHandler(
-                f"{self._name}: its check must take the same arguments ({', '.join(self._names)}): {error}"
+                f"{self._name}: its {what} must take the same arguments ({', '.join(self._names)}): {error}"
             ) from None
 
     def by_name(self, arguments: Arguments) -> dict[str, Any]:

@@ -14,13 +14,15 @@ import struct
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from dedup.ids import Ids, TaskId, id_text, keyed_id
 from oncekeeper.cluster import Cluster, find_cluster, tls_context
-from oncekeeper.envelope import UNDECODABLE, TaskBatch, check_body, check_options, encode_task
+from oncekeeper.dues import Delay, check_chosen, time_chosen
+from oncekeeper.envelope import UNDECODABLE, TaskBatch, check_body, check_options, encode_task, time_text
 from oncekeeper.errors import (
     ClusterUnreachable,
     InvalidTask,
@@ -54,6 +56,7 @@ _QUEUES_S = 60.0  # what the handlers' queues are is asked again after so long: 
 _WAIT_S = 20.0  # the longest a node is asked to hold an answer back
 _UNREACHABLE_S = 10.0  # how long ``result`` waits for a cluster that does not answer: an election, a restart
 _PAUSE_S = 0.1
+_RESCHEDULE_S = 20.0  # nodes that do not answer are waited for until their leases are over
 
 _encode = msgspec.json.Encoder().encode
 _abandoned: list[object] = []
@@ -122,11 +125,16 @@ class Client:
         queue: str | None = None,
         ttr: float | None = None,
         traceparent: str = "",
+        delay: Delay | None = None,
+        due: datetime | str | None = None,
+        then: str | None = None,
     ) -> Handle[Any]:
         """Submit a task by its handler's name; the worker checks the body against the handler's types.
 
-        ``queue``: None is the handler's own, for which a node is asked. Raises as ``send`` does.
+        ``queue``: None is the handler's own, for which a node is asked. ``delay``, ``due``, ``then``: as for
+        ``Task.options``. Raises as ``send`` does.
         """
+        check_chosen(delay, due, then)
         ids = self.send(
             handler,
             [body if isinstance(body, bytes) else _encode(body)],
@@ -134,6 +142,8 @@ class Client:
             ttr_ms=0 if ttr is None else round(ttr * 1000),
             keys=() if key is None else (key,),
             traceparent=traceparent,
+            due_ms=time_chosen(delay, due, time.time_ns() // 1_000_000),
+            then=then or "",
         )
         return Handle(self, next(iter(ids)))
 
@@ -145,8 +155,12 @@ class Client:
         keys: Sequence[str] = (),
         queue: str | None = None,
         ttr: float | None = None,
+        delay: Delay | None = None,
+        due: datetime | str | None = None,
+        then: str | None = None,
     ) -> Handles[Any]:
         """Submit tasks of one handler, all or none. ``queue``: None is the handler's own."""
+        check_chosen(delay, due, then)
         texts = [body if isinstance(body, bytes) else _encode(body) for body in bodies]
         ids = self.send(
             handler,
@@ -154,6 +168,8 @@ class Client:
             queue=self.queue_of(handler) if queue is None else queue,
             ttr_ms=0 if ttr is None else round(ttr * 1000),
             keys=keys,
+            due_ms=time_chosen(delay, due, time.time_ns() // 1_000_000),
+            then=then or "",
         )
         return Handles(self, [ids])
 
@@ -187,9 +203,12 @@ class Client:
         keys: Sequence[str] = (),
         traceparent: str = "",
         ids: Ids | None = None,
+        due_ms: int = 0,
+        then: str = "",
     ) -> Ids:
         """Store tasks (JSON texts) durably, all or none; their ids, in the order of the bodies.
 
+        ``due_ms``: not before this time of the epoch, by the clock of the node that has them then; 0: at once.
         ``keys``: an idempotency key each. ``ids``: send these again, after UnknownSubmit. Raises InvalidTask,
         SubmitFailed, ClusterUnreachable (nothing was stored) or UnknownSubmit (send the same ids again).
         """
@@ -216,6 +235,8 @@ class Client:
                     ids=part,
                     bodies=tuple(bodies[at : at + len(part)]),
                     ttr_ms=ttr_ms,
+                    due_ms=due_ms,
+                    then=then,
                     keys=tuple(keys),
                     traceparent=traceparent,
                     submitted_ms=time.time_ns() // 1_000_000,
@@ -305,6 +326,25 @@ class Client:
 
     def cancel(self, task_id: TaskId) -> str:
         return str(self.request("POST", f"/v1/tasks/{id_text(task_id)}/cancel").get("state", "cancelled"))
+
+    def reschedule(
+        self, task_id: TaskId, *, delay: Delay | None = None, due: datetime | str | None = None
+    ) -> datetime:
+        """Let a task that waits for its time wait for another one; that time.
+
+        Refused if it has started, is about to, or does not wait. Asking again is safe.
+        """
+        check_chosen(delay, due, None)
+        due_ms = time_chosen(delay, due, time.time_ns() // 1_000_000)
+        if not due_ms:
+            raise InvalidTask("due", "give delay or due: when the task shall run")
+        self.request(
+            "POST",
+            f"/v1/tasks/{id_text(task_id)}/reschedule",
+            json={"due": time_text(due_ms)},
+            timeout_s=self._timeout_s + _RESCHEDULE_S,
+        )
+        return datetime.fromtimestamp(due_ms / 1000, UTC)
 
     def retry(self, task_id: TaskId) -> str:
         return str(self.request("POST", f"/v1/tasks/{id_text(task_id)}/retry").get("state", "waiting"))

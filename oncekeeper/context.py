@@ -19,6 +19,8 @@ class CurrentTask(msgspec.Struct, frozen=True):
     fence: int
     attempt: int = 1
     queue: str = "default"
+    due_ms: int = 0
+    """When it was due by its message (epoch); 0: it was not delayed."""
 
     @property
     def id_text(self) -> str:

@@ -25,8 +25,8 @@ TTR_MS_MAX = 7 * 24 * 3600 * 1000
 MESSAGE_VERSION = 1
 THENS = ("run", "enqueue")
 """What happens when a task is due: it runs at once on the node that holds it, or takes its turn in its queue."""
-DUE_MS_MAX = 366 * 24 * 3600 * 1000
-"""How far ahead a due time may lie when it is submitted: a year."""
+ENQUEUED = "enqueued"
+"""The mark of a task that was delayed and takes its turn now; nobody submits it."""
 BATCH_TASKS_MAX = 2048
 """How many tasks a row of a log holds at most; the reach of a search by id depends on it."""
 
@@ -46,7 +46,7 @@ class TaskBatch(msgspec.Struct, frozen=True, kw_only=True):
     bodies: tuple[bytes, ...]  # each one a JSON text (an object)
     ttr_ms: int = 0  # 0: the handler's own
     due_ms: int = 0  # epoch; 0: at once
-    then: str = ""  # what happens when it is due, one of THENS; "": "run"
+    then: str = ""  # what happens when it is due, one of THENS; "": "run"; or ENQUEUED
     attempt: int = 1
     keys: tuple[str, ...] = ()  # the user's idempotency keys, parallel to ids.keys; () for range ids
     traceparent: str = ""
@@ -260,7 +260,7 @@ def check_then(then: object) -> str:
     """What happens when a task is due; InvalidTask for what is none of THENS. What is left out is ""."""
     if then is None or then is msgspec.UNSET:
         return ""
-    if then not in THENS:
+    if then not in THENS and then != ENQUEUED:
         raise InvalidTask("then", f"must be one of {', '.join(THENS)}, not {str(then)[:40]!r}")
     return str(then)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from dedup.ids import Ids, TaskId, id_text
@@ -13,6 +14,7 @@ from oncekeeper.errors import ResultLost
 if TYPE_CHECKING:
     from oncekeeper.arguments import Signature
     from oncekeeper.client import Client
+    from oncekeeper.dues import Delay
 
 D = TypeVar("D")
 R = TypeVar("R")
@@ -62,6 +64,13 @@ class Handle(Generic[R_co]):
     def cancel(self) -> str:
         """Delete the task before it starts; its state afterwards. Refused if it runs or is in doubt."""
         return self._client.cancel(self.task_id)
+
+    def reschedule(self, *, delay: Delay | None = None, due: datetime | None = None) -> datetime:
+        """Let the task run ``delay`` from now, or at ``due``, and not at its time; that time.
+
+        Refused if it runs, is about to, has ended, or was not delayed.
+        """
+        return self._client.reschedule(self.task_id, delay=delay, due=due)
 
     def retry(self) -> str:
         """Run a dead or cancelled task again; its state afterwards."""

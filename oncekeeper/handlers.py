@@ -83,6 +83,7 @@ class Handler:
         self.schedule, self.tz, self.catch_up = _schedule(name, schedule, tz, catch_up)
         self.strategy: CheckStrategy | None = None
         self.check_function: Callable[..., Any] | None = None
+        self.delayed_function: Callable[..., Any] | None = None
         if isinstance(on_doubt, str):
             _one_of(name, "on_doubt", on_doubt, POLICIES)
             self.on_doubt = on_doubt
@@ -112,6 +113,8 @@ class Handler:
             )
         if self.check_function is not None:
             signature.verify_check(self.check_function)
+        if self.delayed_function is not None:
+            signature.verify_delayed(self.delayed_function)
         if self.schedule:
             try:
                 signature.decode(b"{}")
@@ -149,9 +152,13 @@ class Handler:
         """A context manager: inside of it ``task`` runs (current_task, and the check strategy's recording)."""
         return Running(task, self.strategy)
 
-    def run(self, arguments: Arguments) -> Any:
-        """Call the function: its value, or a coroutine if ``is_async``. Inside of ``running``."""
-        return self.function(*arguments.args, **arguments.kwargs)
+    def run(self, arguments: Arguments, due_ms: int = 0) -> Any:
+        """Call the function: its value, or a coroutine if ``is_async``. Inside of ``running``.
+
+        ``due_ms``: of a task that was delayed; there may be another function for those.
+        """
+        function = (self.delayed_function or self.function) if due_ms else self.function
+        return function(*arguments.args, **arguments.kwargs)
 
     def check(self, task: CurrentTask, arguments: Arguments) -> bool | None:
         """Whether the task took effect; None if that cannot be told. May block; not for an event loop's thread."""

@@ -178,7 +178,7 @@ class Member:
             arguments = calls.decode(work.bodies[at])
         except Exception as error:  # noqa: BLE001 - decoding calls foreign hooks; the task is invalid
             return Part(at, 1, Ended.UNSURE if checking else Ended.INVALID, None, one_line(error))
-        task = CurrentTask(task_id, work.handler, work.fence, work.attempt, calls.info.queue)
+        task = CurrentTask(task_id, work.handler, work.fence, work.attempt, calls.info.queue, work.due_ms)
         if checking:
             try:
                 return Part(at, 1, _CHECKED[self._cluster.check(task, calls, arguments)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 import sys
+import time
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -39,6 +40,11 @@ task_app = typer.Typer(help="Single tasks.", no_args_is_help=True)
 Placed = tuple[str, dict[str, Any]]  # where a task stands in the user's file ("": nowhere), and the task
 
 
+class Then(StrEnum):
+    RUN = "run"
+    ENQUEUE = "enqueue"
+
+
 class State(StrEnum):
     WAITING = "waiting"
     DELAYED = "delayed"
@@ -66,6 +72,19 @@ def submit(
     key: Annotated[str | None, typer.Option("--key", help="Idempotency key: the same key runs once.")] = None,
     ttr: Annotated[str | None, typer.Option("--ttr", help="Time to run, as in 30s.")] = None,
     queue: Annotated[str | None, typer.Option("--queue", help="Instead of the handler's own queue.")] = None,
+    delay: Annotated[
+        str | None, typer.Option("--delay", help="Not before so long from now: 10s, 30m, 2d.")
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option("--at", help="Not before this time, with its zone: 2026-12-24T18:00:00+01:00."),
+    ] = None,
+    then: Annotated[
+        Then | None,
+        typer.Option(
+            "--then", help="When it is due: run at once (the default), or take its turn in the queue."
+        ),
+    ] = None,
     count: Annotated[int, typer.Option("--count", help="Submit the same body so many times.")] = 1,
     file: Annotated[
         Path | None,
@@ -82,6 +101,14 @@ def submit(
         common["queue"] = queue
     if ttr is not None:
         common["ttr_ms"] = duration_ms("ttr", ttr)
+    if (due := due_text(delay, at)) is not None:
+        common["due"] = due
+    if then is not None:
+        if due is None and file is None:
+            raise CliError(
+                "--then goes with --delay or --at: it says what happens when the task is due", BAD_USAGE
+            )
+        common["then"] = then.value
     if file is not None:
         if body is not None or key is not None or count != 1:
             raise CliError(
@@ -91,12 +118,19 @@ def submit(
     else:
         tasks, total = (("", task) for task in _same_tasks(common, body, key, count)), count
     api = connect(cluster)
-    ids, duplicates = _submit_all(
+    ids, duplicates, past = _submit_all(
         api, tasks, total, shown=not json and sys.stderr.isatty() and total > BATCH_TASKS
     )
     if json:
-        print_json({"ids": ids, "duplicates": duplicates})
-    elif len(ids) == 1:
+        print_json({"ids": ids, "duplicates": duplicates} | ({"past": past} if past else {}))
+        return DONE
+    if past:
+        note(
+            "due lies in the past: it runs now"
+            if past == 1
+            else f"{past:,} due times lie in the past: they run now"
+        )
+    if len(ids) == 1:
         print(ids[0] if not duplicates else f"{ids[0]} (was there already)")
     else:
         print(
@@ -105,6 +139,26 @@ def submit(
         if ids:
             print(f"from {ids[0]} to {ids[-1]}")
     return DONE
+
+
+def due_text(delay: str | None, at: str | None, name: str = "at") -> str | None:
+    """The due time that was chosen, as a message says it; a delay counts from now, by this machine's clock."""
+    if delay is not None and at is not None:
+        raise CliError("--delay goes with no --at: a task has one time", BAD_USAGE)
+    if delay is None and at is None:
+        return None
+    # Not at the top: most commands have no use for them, and a person waits for their import.
+    from oncekeeper.dues import time_chosen
+    from oncekeeper.envelope import time_text
+    from oncekeeper.errors import InvalidTask
+
+    now_ms = time.time_ns() // 1_000_000
+    try:
+        due_ms = time_chosen(delay, at, now_ms)
+    except InvalidTask as error:
+        field = name if error.field == "due" else error.field
+        raise CliError(f"{field}: {error.rule}", BAD_USAGE) from error
+    return time_text(due_ms)
 
 
 def duration_ms(name: str, text: str) -> int:
@@ -192,9 +246,9 @@ def _line_task(line: bytes, at: int, file: Path, common: dict[str, Any]) -> Plac
     return where, message
 
 
-def _submit_all(api: Api, tasks: Iterator[Placed], total: int, shown: bool) -> tuple[list[str], int]:
+def _submit_all(api: Api, tasks: Iterator[Placed], total: int, shown: bool) -> tuple[list[str], int, int]:
     ids: list[str] = []
-    duplicates = 0
+    duplicates = past = 0
     progress = bar("submitting") if shown else None
     if progress is not None:
         progress.start()
@@ -213,12 +267,13 @@ def _submit_all(api: Api, tasks: Iterator[Placed], total: int, shown: bool) -> t
                 raise error from refused
             ids += answer["ids"]
             duplicates += answer.get("duplicates", 0)
+            past += answer.get("past", 0)
             if progress is not None:
                 progress.update(meter, completed=len(ids))
     finally:
         if progress is not None:
             progress.stop()
-    return ids, duplicates
+    return ids, duplicates, past
 
 
 def _in_place(error: CliError, batch: list[Placed]) -> CliError:
@@ -297,17 +352,41 @@ def cancel(task_ids: IdArguments, cluster: ClusterOption = None, json: JsonOptio
     return _steer("cancel", "is cancelled: it will not start", task_ids, cluster, json)
 
 
+@task_app.command("reschedule")
+def reschedule(
+    task_ids: IdArguments,
+    delay: Annotated[str | None, typer.Option("--delay", help="So long from now: 10s, 30m, 2d.")] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", help="At this time, with its zone: 2026-12-24T18:00:00+01:00.")
+    ] = None,
+    cluster: ClusterOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Let delayed tasks run at another time."""
+    due = due_text(delay, at)
+    if due is None:
+        raise CliError("give --delay or --at: when shall it run?", BAD_USAGE)
+    return _steer("reschedule", f"runs at {due}, and not before", task_ids, cluster, json, {"due": due})
+
+
 @task_app.command("retry")
 def retry(task_ids: IdArguments, cluster: ClusterOption = None, json: JsonOption = False) -> int:
     """Let dead or cancelled tasks run again, from their first attempt."""
     return _steer("retry", "may run again", task_ids, cluster, json)
 
 
-def _steer(verb: str, done: str, task_ids: list[str], cluster: str | None, json: bool) -> int:
+def _steer(
+    verb: str,
+    done: str,
+    task_ids: list[str],
+    cluster: str | None,
+    json: bool,
+    more: dict[str, Any] | None = None,
+) -> int:
     """Ask for each task in turn. What one is refused does not keep the others from it, but fails the command."""
     paths = {task_id: task_path(task_id) for task_id in task_ids}
     api = connect(cluster)
-    who = {"by": getpass.getuser()}
+    who = {"by": getpass.getuser(), **(more or {})}
     answers: list[dict[str, Any]] = []
     refused: list[CliError] = []
     for task_id, path in paths.items():
@@ -332,26 +411,37 @@ def _steer(verb: str, done: str, task_ids: list[str], cluster: str | None, json:
 def list_tasks(
     state: Annotated[State | None, typer.Option("--state")] = None,
     queue: Annotated[str | None, typer.Option("--queue")] = None,
+    due_before: Annotated[
+        str | None,
+        typer.Option("--due-before", help="Delayed ones that are due within so long (1h), or up to a time."),
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", help="At most so many.")] = 100,
     after: Annotated[str | None, typer.Option("--after", help="The `next` of the page before.")] = None,
     cluster: ClusterOption = None,
     json: JsonOption = False,
 ) -> int:
-    """Tasks, by state and queue."""
+    """Tasks, by state and queue; delayed ones in the order of their due times."""
     if limit < 1:
         raise CliError(f"limit={limit} must be at least 1", BAD_USAGE)
-    answer = connect(cluster).get("/v1/tasks", state=state, queue=queue, limit=limit, after=after)
+    more: dict[str, Any] = {}
+    if due_before is not None:
+        if state is not State.DELAYED:
+            raise CliError("--due-before goes with --state delayed", BAD_USAGE)
+        is_time = "-" in due_before or "T" in due_before
+        delay, at = (None, due_before) if is_time else (due_before, None)
+        more["due_before"] = due_text(delay, at, "due-before")
+    answer = connect(cluster).get("/v1/tasks", state=state, queue=queue, limit=limit, after=after, **more)
     if json:
         print_json(answer)
         return DONE
-    print_tasks(answer["tasks"])
+    print_tasks(answer["tasks"], *(("due",) if state is State.DELAYED else ()))
     if answer.get("next"):
         note(f"there are more: --after {answer['next']}")
     return DONE
 
 
-def print_tasks(rows: list[dict[str, Any]]) -> None:
-    columns = ("id", "state", "queue", "handler", "attempt#", "node", "error")
+def print_tasks(rows: list[dict[str, Any]], *more: str) -> None:
+    columns = ("id", "state", "queue", "handler", "attempt#", "node", "error", *more)
     print_table(columns, [[row.get(name.rstrip("#")) for name in columns] for row in rows])
 
 

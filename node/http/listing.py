@@ -1,6 +1,7 @@
 """GET /v1/tasks: find tasks. Where they are found depends on the state that is asked for.
 
-    waiting, delayed, running   the log from the committed positions on, with the ledger's word on each id
+    waiting, delayed, running   the store of delayed tasks in due order (all of them, or those that are due), and
+                                the log from the committed positions on; with the ledger's word on each id
     suspect                     the ledger
     dead                        what lies aside, with the ledger's word
     cancelled                   the ledger's decisions, as this node recorded them
@@ -25,6 +26,7 @@ from aiohttp import web
 
 from dedup.ids import TaskId, id_text
 from node.facade import NodeFacade
+from node.http import kept
 from node.http.peers import ask_all
 from node.http.steer import after_id, suspects_page
 from node.http.tasks import state_of
@@ -40,6 +42,7 @@ LIMIT_DEFAULT = 50
 AFTER_CHARS_MAX = 4000  # a place for each node
 LOOKED_AT_MAX = 20_000  # tasks of the log in one page
 READ_BYTES_MAX = 4 << 20
+FOR_EVER_MS = 1 << 47
 STATES = ("waiting", "delayed", "running", "suspect", "executed", "dead", "cancelled")
 
 
@@ -52,6 +55,7 @@ class Wanted(msgspec.Struct, frozen=True):
     until_ms: int
     limit: int
     after: str
+    due_before_ms: int
 
     def fits(self, queue: str, handler: str) -> bool:
         return (not self.queue or queue == self.queue) and (not self.handler or handler == self.handler)
@@ -66,7 +70,7 @@ async def get_tasks(node: NodeFacade, request: web.Request) -> web.Response:
         return reply(await asyncio.to_thread(_search, node, wanted, wanted.after))
     silent: dict[str, str] = {}
     if wanted.state in ("waiting", "delayed", "running"):
-        rows, following = await _of_log(node, wanted)
+        rows, following = await _of_store_and_log(node, wanted)
     elif wanted.state == "suspect":
         rows, following = _of_suspects(node, wanted)
     elif wanted.state == "dead":
@@ -83,7 +87,7 @@ def _wanted(request: web.Request) -> Wanted:
     if state and state not in STATES:
         raise ApiError(400, f"state: must be one of {', '.join(STATES)}, not {state[:40]!r}", "state")
     times = {}
-    for name in ("since", "until"):
+    for name in ("since", "until", "due_before"):
         try:
             times[name] = parse_time(query_text(request, name) or None, name)
         except InvalidTask as error:
@@ -97,16 +101,67 @@ def _wanted(request: web.Request) -> Wanted:
         times["until"],
         query_int(request, "limit", LIMIT_DEFAULT, 1, LIMIT_MAX),
         query_text(request, "after", AFTER_CHARS_MAX),
+        times["due_before"],
     )
 
 
 def _row(task_id: TaskId, state: str, **more: Any) -> dict[str, Any]:
     """Every row has every field, whatever it was found by."""
-    blank = dict.fromkeys(("queue", "handler", "attempt", "node", "submitted", "started", "ended", "error"))
+    blank = dict.fromkeys(
+        ("queue", "handler", "attempt", "node", "due", "submitted", "started", "ended", "error")
+    )
     return {"id": id_text(task_id), "state": state, **blank, **more}
 
 
 # --- from the log -------------------------------------------------------------------------------------------
+
+
+async def _of_store_and_log(node: NodeFacade, wanted: Wanted) -> tuple[list[dict[str, Any]], str | None]:
+    """First what the store keeps; then, in no order, what has not been passed yet."""
+    if wanted.after and not wanted.after.startswith(kept.CURSOR):
+        return await _of_log_alone(node, wanted)
+    rows, following = await _of_store(node, wanted)
+    if following is not None:
+        return rows, following
+    if len(rows) == wanted.limit:
+        return rows, "0.0"
+    rest = msgspec.structs.replace(wanted, after="", limit=wanted.limit - len(rows))
+    more, following = await _of_log_alone(node, rest)
+    return rows + more, following
+
+
+async def _of_log_alone(node: NodeFacade, wanted: Wanted) -> tuple[list[dict[str, Any]], str | None]:
+    """Without what the store keeps: its position may not be passed yet."""
+    rows, following = await _of_log(node, wanted)
+    doubtful = [row["id"] for row in rows if row["due"] or wanted.state == "delayed"]
+    known = await node.with_log(lambda log: kept.those_kept(log, doubtful)) if doubtful else set()
+    return [row for row in rows if row["id"] not in known], following
+
+
+async def _of_store(node: NodeFacade, wanted: Wanted) -> tuple[list[dict[str, Any]], str | None]:
+    begin = kept.parse_cursor(wanted.after)
+    now_ms = time.time_ns() // 1_000_000
+    until_ms = (wanted.due_before_ms or FOR_EVER_MS) if wanted.state == "delayed" else now_ms
+    rows_max = wanted.limit + 1
+    found, following = await node.with_log(lambda log: kept.page(log, until_ms, begin.after, rows_max))
+    rows: list[dict[str, Any]] = []
+    cursor = begin
+    for row, item in found:
+        if isinstance(item, Fetched) and wanted.fits(item.batch.queue, item.batch.handler):
+            batch = msgspec.structs.replace(item.batch, due_ms=row.due_ms)
+            for at, task_id, state in _states(node, batch):
+                if state != wanted.state or at < cursor.skip or not wanted.fits_time(batch.submitted_ms):
+                    continue
+                if len(rows) == wanted.limit:
+                    return rows, str(cursor._replace(skip=at))
+                rows.append(_waiting_row(task_id, state, batch))
+        cursor = kept.Cursor(row, 0)
+    return rows, str(kept.Cursor(following, 0)) if following is not None else None
+
+
+def _waiting_row(task_id: TaskId, state: str, batch: TaskBatch) -> dict[str, Any]:
+    due, submitted = when(batch.due_ms), when(batch.submitted_ms)
+    return _row(task_id, state, queue=batch.queue, handler=batch.handler, due=due, submitted=submitted)
 
 
 async def _of_log(node: NodeFacade, wanted: Wanted) -> tuple[list[dict[str, Any]], str | None]:
@@ -117,14 +172,13 @@ async def _of_log(node: NodeFacade, wanted: Wanted) -> tuple[list[dict[str, Any]
         batch = fetched.batch
         if not wanted.fits(batch.queue, batch.handler) or not wanted.fits_time(batch.submitted_ms):
             continue
+        if wanted.due_before_ms and not 0 < batch.due_ms <= wanted.due_before_ms:
+            continue
         for at, task_id, state in _states(node, batch):
             if state == wanted.state:
                 if len(rows) == wanted.limit:
                     return rows, f"{fetched.partition}.{fetched.base + at}"
-                submitted = when(batch.submitted_ms)
-                rows.append(
-                    _row(task_id, state, queue=batch.queue, handler=batch.handler, submitted=submitted)
-                )
+                rows.append(_waiting_row(task_id, state, batch))
     return rows, end
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from aiohttp import web
 
 from node.facade import NodeFacade
-from node.http import listing, partitions, schedules, status, steer, submit, tasks
+from node.http import delays, listing, partitions, schedules, status, steer, submit, tasks
 
 Handler = Callable[[NodeFacade, web.Request], Awaitable[web.Response]]
 Schema = dict[str, Any]
@@ -40,6 +40,7 @@ ROW = thing(
     handler=maybe(TEXT),
     attempt=maybe(NUMBER),
     node=maybe(TEXT),
+    due=maybe(TEXT),
     submitted=maybe(TEXT),
     started=maybe(TEXT),
     ended=maybe(TEXT),
@@ -92,7 +93,19 @@ TASK_FIELDS: dict[str, Schema] = {
     "stale": FLAG,
 }
 MESSAGE = thing(
-    ("id", "key", "queue", "ttr_ms", "due", "traceparent", "submitted", "submitted_by", "v", "attempt"),
+    (
+        "id",
+        "key",
+        "queue",
+        "ttr_ms",
+        "due",
+        "then",
+        "traceparent",
+        "submitted",
+        "submitted_by",
+        "v",
+        "attempt",
+    ),
     handler=TEXT,
     body={"type": "object"},
     id=maybe(TEXT),
@@ -100,6 +113,7 @@ MESSAGE = thing(
     queue=TEXT,
     ttr_ms=NUMBER,
     due=maybe(TEXT),
+    then={"enum": ["run", "enqueue", None]},
     traceparent=maybe(TEXT),
     submitted=maybe(TEXT),
     submitted_by=maybe(TEXT),
@@ -211,8 +225,9 @@ ROUTES: tuple[Route, ...] = (
           'One message, or `{"tasks": [...]}`, or one message a line as application/x-ndjson. All of a call is'
           " stored durably before the answer, or nothing of it. `duplicates` counts ids that the ledger knew, or"
           " that came twice in the call; they are answered too, and not run again. A 503 says that surely nothing"
-          " was stored; a 504 has `unknown: true` and `ids`: send the same again with these ids.",
-          thing(ids=many(TEXT), duplicates=NUMBER),
+          " was stored; a 504 has `unknown: true` and `ids`: send the same again with these ids."
+          " `past` counts tasks whose `due` is past: they run now.",
+          thing(("past",), ids=many(TEXT), duplicates=NUMBER, past=NUMBER),
           body={"anyOf": [MESSAGE, thing(tasks=many(MESSAGE))]}, errors=(400, 413, 503, 504)),
     Route("GET", "/v1/tasks", "list", "Find tasks",
           "Newest first for executed ones and without a state. A page may be short or empty and have a `next`.",
@@ -222,6 +237,7 @@ ROUTES: tuple[Route, ...] = (
            Param("error", TEXT, "only attempts whose error contains this text"),
            Param("since", TEXT, "ended (not yet run: submitted) at or after this ISO 8601 time"),
            Param("until", TEXT, "and before this one"),
+           Param("due_before", TEXT, "delayed ones that are due up to this ISO 8601 time, in due order"),
            Param("limit", NUMBER, f"1 to {listing.LIMIT_MAX}; {listing.LIMIT_DEFAULT} if not given"),
            AFTER, LOCAL), errors=(400,)),
     Route("GET", "/v1/tasks/{id}", "task", "One task", "Message, state, places in the log, attempts, decisions.",
@@ -239,6 +255,14 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/tasks/{id}/cancel", "cancel", "Delete a task before it starts",
           "200: it will never start. 409: too late, and `state` says what it is.",
           thing(id=TEXT, outcome=TEXT, state=STATE), body=WHO, errors=(404, *CHANGE)),
+    Route("POST", "/v1/tasks/{id}/reschedule", "reschedule", "Let a delayed task run at another time",
+          "`due` is an ISO 8601 time within a year; past: now. 200: it runs by that time alone. 409: it has started"
+          " or ended (`state`), or waits for no time. 504: unknown; asking again is safe.",
+          thing(id=TEXT, outcome=TEXT, state=STATE, due=TEXT),
+          body=thing(("by",), due=TEXT, by=TEXT), errors=(404, *CHANGE)),
+    Route("POST", "/v1/delays/changed", "delays_changed", "Between nodes: delayed tasks were moved",
+          "Forget what is known of these partitions' delayed tasks; `clear`: nothing of it is in a claim.",
+          thing(clear=FLAG), body=thing(partitions=many(NUMBER)), errors=(400,)),
     Route("POST", "/v1/tasks/{id}/retry", "retry", "Run a dead or cancelled task again",
           "From attempt 1. 409: it is neither, or its message is gone (`outcome`).",
           thing(id=TEXT, outcome=TEXT, state=STATE), body=WHO, errors=(404, *CHANGE)),
@@ -307,6 +331,8 @@ def handlers(node: NodeFacade) -> dict[str, Handler]:
         "result": tasks.get_result,
         "cancel": steer.post_cancel,
         "retry": steer.post_retry,
+        "reschedule": delays.post_reschedule,
+        "delays_changed": delays.post_changed,
         "suspects": steer.get_suspects,
         "rule": steer.post_rule,
         "queues": steer.get_queues,

@@ -27,6 +27,7 @@ from aiohttp import web
 
 from dedup.ids import TaskId, id_text, ids_of, parse_id
 from node.facade import NodeFacade, OutcomeUnknown
+from node.http import kept
 from node.http.status import fresh
 from node.http.tasks import state_of
 from node.http.wire import (
@@ -40,8 +41,8 @@ from node.http.wire import (
     text,
 )
 from oncekeeper.envelope import TaskBatch, check_options, decode_task, encode_task
-from oncekeeper.errors import InvalidTask
-from oncekeeper.log.port import Aside, TaskLog
+from oncekeeper.errors import InvalidTask, LogUnusable
+from oncekeeper.log.port import Aside, TaskLog, UnknownAppend, Unsent
 from raft.commands import (
     Answer,
     Answered,
@@ -100,6 +101,7 @@ _TOO_LATE = {
     "suspect": "its holder was lost and it may have run: rule on the suspect instead",
     "executed": "it is executed already",
     "dead": "it failed for good already; nothing of it will run",
+    "cancelled": "it is cancelled; nothing of it will run",
 }
 
 
@@ -108,21 +110,37 @@ async def post_cancel(node: NodeFacade, request: web.Request) -> web.Response:
     who = await parse(request, Who)
     answer = await decide(node, Cancel(ids_of([task_id]), who.name()), "the cancellation")
     outcome = spans_of(answer)[0].outcome
-    if outcome is Outcome.SETTLED:
-        return reply({"id": id_text(task_id), "outcome": "cancelled", "state": "cancelled"})
+    if outcome is not Outcome.SETTLED:
+        raise too_late(state_by(node, task_id, outcome), task_id, "cancel")
+    try:
+        # The ledger forgets some day that it was cancelled; a task that is due in a year must be gone by then.
+        await node.with_log(lambda log: kept.forget(log, task_id))
+    except (Unsent, UnknownAppend, LogUnusable) as error:
+        raise ApiError(
+            504,
+            f"it is cancelled, and still kept for its due time; ask again, it is safe: {error}",
+            None,
+            unknown=True,
+        ) from error
+    return reply({"id": id_text(task_id), "outcome": "cancelled", "state": "cancelled"})
+
+
+def state_by(node: NodeFacade, task_id: TaskId, outcome: Outcome) -> str:
+    """The state that an answer of the ledger tells of; 404 for an id that nobody has."""
     if outcome is Outcome.UNALLOCATED:
         raise ApiError(404, f"no task {id_text(task_id)} is known", "id")
-    if outcome is Outcome.DEAD:
-        state = "dead"
-    elif outcome is Outcome.EXECUTED:
-        state = "executed"
-    else:
-        state = _state(node, task_id)
-        if state not in _TOO_LATE:
-            state = "running"  # it was when the ledger answered; it has moved on since
-    raise ApiError(
+    if outcome in (Outcome.DEAD, Outcome.EXECUTED, Outcome.CANCELLED):
+        return outcome.name.lower()
+    state = _state(node, task_id)
+    return (
+        state if state in _TOO_LATE else "running"
+    )  # it was when the ledger answered; it has moved on since
+
+
+def too_late(state: str, task_id: TaskId, verb: str) -> ApiError:
+    return ApiError(
         409,
-        f"too late to cancel: {_TOO_LATE[state]}",
+        f"too late to {verb}: {_TOO_LATE[state]}",
         None,
         outcome="too late",
         state=state,

@@ -20,7 +20,8 @@ from dedup.ids import TaskId, id_text, ids_of
 from node.facade import NodeFacade, OutcomeUnknown, Unavailable
 from node.http.status import fresh
 from node.http.wire import ApiError, parse, read_body, reply
-from oncekeeper.envelope import UNDECODABLE, Message, batches_of, explain, validate_message
+from oncekeeper.dues import DUE_MS_MAX, DUE_RULE
+from oncekeeper.envelope import ENQUEUED, THENS, UNDECODABLE, Message, batches_of, explain, validate_message
 from oncekeeper.errors import InvalidTask
 from oncekeeper.log.port import UnknownAppend, Unsent
 from raft.commands import Allocated, AllocateIds, Outcome, Rejected
@@ -98,8 +99,10 @@ class Submission:
             messages, bulk = await asyncio.to_thread(_messages, request, raw, queues)
         else:
             messages, bulk = _messages(request, raw, queues)
+        now_ms = time.time_ns() // 1_000_000
+        past = sum(0 < message.due_ms <= now_ms for message in messages)
         ids, duplicates = await self.take(messages, bulk)
-        return reply({"ids": ids, "duplicates": duplicates})
+        return reply({"ids": ids, "duplicates": duplicates} | ({"past": past} if past else {}))
 
     async def take(self, messages: list[Message], bulk: bool) -> tuple[list[str], int]:
         """Check and store messages; their ids, and how many were known. ApiError as above."""
@@ -241,11 +244,16 @@ def _messages(request: web.Request, raw: bytes, queues: Mapping[str, str]) -> tu
         f" ({agent})" if agent.isprintable() and agent else ""
     )
     messages: list[Message] = []
+    now_ms = time.time_ns() // 1_000_000
     for at, part in enumerate(parts):
         try:
             message = validate_message(part, queues)
         except InvalidTask as error:
             raise _bad(at, bulk, error.field, error.rule) from None
+        if message.due_ms > now_ms + DUE_MS_MAX:
+            raise _bad(at, bulk, "due", DUE_RULE)
+        if message.then == ENQUEUED:
+            raise _bad(at, bulk, "then", f"must be one of {', '.join(THENS)}, not {ENQUEUED!r}")
         if message.attempt != 1:
             raise _bad(at, bulk, "attempt", f"must be 1 for a new task, not {message.attempt}")
         messages.append(

@@ -16,6 +16,7 @@ from aiohttp import web
 from dedup.ids import TaskId, id_text, ids_of
 from node import why
 from node.facade import NodeFacade
+from node.http import kept
 from node.http.peers import ask_all
 from node.http.status import fresh
 from node.http.wire import ApiError, path_id, query_flag, query_int, reply, when
@@ -64,7 +65,7 @@ def local_history(node: NodeFacade, task_id: TaskId) -> History:
 async def gather(node: NodeFacade, task_id: TaskId) -> Gathered:
     """Raises ApiError 404 where nobody knows the id."""
     is_fresh = await fresh(node)
-    history, (answers, silent), (places, aside, committed) = await asyncio.gather(
+    history, (answers, silent), (places, aside, committed, kept_ms) = await asyncio.gather(
         asyncio.to_thread(local_history, node, task_id),
         ask_all(node, f"/v1/tasks/{id_text(task_id)}?local=1"),
         node.with_log(lambda log: _in_log(log, task_id)),
@@ -81,7 +82,8 @@ async def gather(node: NodeFacade, task_id: TaskId) -> Gathered:
     standing = node.ledger.describe(task_id)
     batch = places[0].batch if places else _message_of(aside)
     state = state_of(standing, now_ms, batch is not None)
-    if state == "waiting" and batch is not None and standing.state == "new" and batch.due_ms > _wall_ms():
+    due_ms = kept_ms or (batch.due_ms if batch is not None else 0)
+    if state == "waiting" and standing.state in ("new", "waiting") and due_ms > _wall_ms():
         state = "delayed"
     if state == "unknown" and not attempts and not events and not aside:
         raise ApiError(404, f"no task {id_text(task_id)} is known", "id")
@@ -91,13 +93,13 @@ async def gather(node: NodeFacade, task_id: TaskId) -> Gathered:
         id=task_id,
         state=state,
         standing=standing,
-        due_in_ms=max(0, standing.due_ms - now_ms) if standing.state == "waiting" else 0,
+        due_in_ms=_due_in_ms(state, standing, now_ms, due_ms),
         handler=handler,
         queue=batch.queue if batch is not None else "",
         key=batch.keys[0] if batch is not None and batch.keys else "",
         submitted_ms=batch.submitted_ms if batch is not None else 0,
         submitted_by=batch.submitted_by if batch is not None else "",
-        due_ms=batch.due_ms if batch is not None else 0,
+        due_ms=due_ms,
         places=tuple(
             why.Place(place.partition, place.offset, place.offset < committed.get(place.partition, 0))
             for place in places
@@ -118,8 +120,17 @@ def _wall_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _in_log(log: TaskLog, task_id: TaskId) -> tuple[list[Located], list[Aside], dict[int, int]]:
-    return log.find(task_id), log.find_aside(ids_of([task_id])), log.committed()
+def _due_in_ms(state: str, standing: TaskState, now_ms: int, due_ms: int) -> int:
+    """Until it may run: by the ledger's word on a retry, and by the time that it waits for."""
+    if state != "delayed":
+        return 0
+    retry_ms = standing.due_ms - now_ms if standing.state == "waiting" else 0
+    return max(0, retry_ms, due_ms - _wall_ms() if due_ms else 0)
+
+
+def _in_log(log: TaskLog, task_id: TaskId) -> tuple[list[Located], list[Aside], dict[int, int], int]:
+    aside = log.find_aside(ids_of([task_id]))
+    return log.find(task_id), aside, log.committed(), kept.present_due(log, task_id)
 
 
 def _message_of(aside: list[Aside]) -> TaskBatch | None:

@@ -48,15 +48,16 @@ def calls_of(handler: Handler) -> Calls:
 
 def _run(handler: Handler) -> Callable[[CurrentTask, Any], Any]:
     function, enter = handler.function, context.enter
+    delayed = handler.delayed_function or function
 
     def plain(task: CurrentTask, arguments: Any) -> Any:
         # Not undone: the next task in this context overwrites it, and nothing but tasks runs in it.
         enter(task)
-        return function(*arguments.args, **arguments.kwargs)
+        return (delayed if task.due_ms else function)(*arguments.args, **arguments.kwargs)
 
     def recorded(task: CurrentTask, arguments: Any) -> Any:
         with handler.running(task):
-            return handler.run(arguments)
+            return handler.run(arguments, task.due_ms)
 
     return plain if handler.strategy is None else recorded
 
@@ -64,7 +65,7 @@ def _run(handler: Handler) -> Callable[[CurrentTask, Any], Any]:
 def _run_async(handler: Handler) -> Callable[[CurrentTask, Any], Any]:
     async def run(task: CurrentTask, arguments: Any) -> Any:
         with handler.running(task):
-            return await handler.run(arguments)
+            return await handler.run(arguments, task.due_ms)
 
     return run
 

@@ -100,6 +100,7 @@ class CpuRunner:
         lease, cells = self._journal.lease, self._journal.cells
         decode, call = calls.decode, calls.run
         handler, queue, fence, attempt = work.handler, calls.info.queue, work.fence, work.attempt
+        due_ms = work.due_ms
         started, finished, failed = int(State.STARTED), int(State.FINISHED), int(State.FAILED)
         cells[1] = job.entry << 32 | SOME_POSITION
         now = clock(boot)
@@ -118,7 +119,7 @@ class CpuRunner:
                 states[position] = failed
                 tally.add(position, 1, Ended.INVALID, one_line(error))
                 continue
-            task = CurrentTask(task_id, handler, fence, attempt, queue)
+            task = CurrentTask(task_id, handler, fence, attempt, queue, due_ms)
             cells[0] = now
             states[position] = started
             try:

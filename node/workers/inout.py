@@ -198,7 +198,7 @@ class InOutRunner:
         if now >= self._journal.lease[0]:
             return End(batch, position, Ended.NOT_STARTED, None, "the node's lease ran out")
         queue = batch.calls.info.queue
-        task = CurrentTask(batch.ids[position], work.handler, work.fence, work.attempt, queue)
+        task = CurrentTask(batch.ids[position], work.handler, work.fence, work.attempt, queue, work.due_ms)
         cells = self._journal.cells
         cells[2 * cell + 1] = batch.entry << 32 | position
         cells[2 * cell] = now

@@ -47,6 +47,7 @@ class Work(msgspec.Struct, frozen=True):
     ttr_ms: int
     bodies: tuple[bytes, ...]  # each one a JSON text, never decoded by the node
     traceparent: str = ""
+    due_ms: int = 0  # epoch; 0: it was not delayed
 
 
 class Ended(IntEnum):

@@ -23,7 +23,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from dedup.ids import TaskId
-from oncekeeper.envelope import THENS, TaskBatch
+from oncekeeper.envelope import ENQUEUED, THENS, TaskBatch
 from oncekeeper.log.port import Appended, Fetched, Undecodable
 
 WAYS = THENS
@@ -119,6 +119,11 @@ def delays_of(log: object) -> DelayStore | None:
     memory."""
     store: DelayStore | None = getattr(log, "delays", None)
     return store
+
+
+def enqueued(batch: TaskBatch) -> TaskBatch:
+    """What is appended when these tasks are due: they keep their due time, and wait for it no more."""
+    return msgspec.structs.replace(batch, then=ENQUEUED)
 
 
 def gathered(places: Iterable[Place]) -> list[Place]:

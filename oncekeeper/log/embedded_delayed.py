@@ -18,8 +18,6 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, Protocol
 
-import msgspec
-
 from dedup.ids import TaskId
 from oncekeeper.envelope import BATCH_TASKS_MAX, TaskBatch
 from oncekeeper.log.delayed import (
@@ -29,6 +27,7 @@ from oncekeeper.log.delayed import (
     Place,
     after_in,
     counted,
+    enqueued,
     gathered,
 )
 from oncekeeper.log.port import Appended, Fetched, Located, Undecodable
@@ -111,7 +110,7 @@ class EmbeddedDelays:
             # Read within the transaction: nobody moves or drops them between this and the append.
             # What cannot be decoded stays: whoever fetches it gives it to dead letters.
             standing = [(row, item) for row, item in self.fetch(rows) if isinstance(item, Fetched)]
-            again = [(row.partition, msgspec.structs.replace(item.batch, due_ms=0)) for row, item in standing]
+            again = [(row.partition, enqueued(item.batch)) for row, item in standing]
             _carve(database, gathered(Place(row.partition, row.offset, row.count) for row, _ in standing))
             return self._log._append_to(database, again)
 

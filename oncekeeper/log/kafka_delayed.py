@@ -22,7 +22,7 @@ import msgspec
 from dedup.ids import TaskId
 from oncekeeper.envelope import TaskBatch
 from oncekeeper.errors import LogUnusable
-from oncekeeper.log.delayed import Deferral, Delayed, Place, gathered
+from oncekeeper.log.delayed import Deferral, Delayed, Place, enqueued, gathered
 from oncekeeper.log.kafka_admin import Admin
 from oncekeeper.log.kafka_delay_codec import ended, waiting
 from oncekeeper.log.kafka_delay_follow import FollowedReads, Follower
@@ -56,7 +56,7 @@ class KafkaDelays:
         self._reads.close()
         self._sender.close()
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
         """Until the index has everything that stands in the topic now. Raises LogUnusable."""
         places = [(self._topic.name, source) for source in range(self._topic.partitions)]
         ends = self._admin.ends(places)
@@ -75,7 +75,7 @@ class KafkaDelays:
         with self._nothing_sent():
             self._sender.send_each(records, self._topic.message_bytes_max)
         try:
-            self._catch_up()
+            self.catch_up()
         except LogUnusable as error:
             raise UnknownAppend(f"stored, but not indexed: {error}") from error
 
@@ -99,7 +99,7 @@ class KafkaDelays:
         if not tasks:
             return
         with self._nothing_sent():
-            self._catch_up()
+            self.catch_up()
             free = [part for task in tasks for part in self._free(task)]
         if free:
             self._send(record for row, batch in free for record in self._waiting(PUT, row, batch))
@@ -118,7 +118,7 @@ class KafkaDelays:
 
     def move(self, places: Sequence[Place], due_ms: int, was_ms: int | None = None) -> int:
         with self._nothing_sent():
-            self._catch_up()
+            self.catch_up()
             standing = [row for row in self._standing(places) if was_ms in (None, row.due_ms)]
             found = self._reads.ask(lambda file: file.fetch(standing))
         moved = [
@@ -147,11 +147,11 @@ class KafkaDelays:
         if not rows:
             return []
         with self._nothing_sent():
-            self._catch_up()
+            self.catch_up()
             found = self._reads.ask(lambda file: file.fetch(rows))
         # What cannot be decoded stays: whoever fetches it gives it to dead letters.
         standing = [(row, item) for row, item in found if isinstance(item, Fetched)]
-        again = [(row.partition, msgspec.structs.replace(item.batch, due_ms=0)) for row, item in standing]
+        again = [(row.partition, enqueued(item.batch)) for row, item in standing]
         appended = self._log.append_to(again)
         self._end(row for row, _ in standing)
         return appended
@@ -161,17 +161,17 @@ class KafkaDelays:
     def due(
         self, partitions: Iterable[int], until_ms: int, after: Delayed | None, limit: int
     ) -> list[Delayed]:
-        self._catch_up()
+        self.catch_up()
         return self._reads.ask(lambda file: file.due(partitions, until_ms, after, limit))
 
     def fetch(self, rows: Sequence[Delayed]) -> list[tuple[Delayed, Fetched | Undecodable]]:
-        self._catch_up()
+        self.catch_up()
         return self._reads.ask(lambda file: file.fetch(rows))
 
     def find(self, task_id: TaskId) -> list[Delayed]:
-        self._catch_up()
+        self.catch_up()
         return self._reads.find(task_id)
 
     def counts(self) -> dict[int, int]:
-        self._catch_up()
+        self.catch_up()
         return self._reads.counts()

@@ -8,7 +8,7 @@ import msgspec
 
 from dedup.ids import TaskId
 from oncekeeper.envelope import TaskBatch
-from oncekeeper.log.delayed import Deferral, Delayed, Place, after_in, gathered
+from oncekeeper.log.delayed import Deferral, Delayed, Place, after_in, enqueued, gathered
 from oncekeeper.log.port import Appended, Fetched, Located, Undecodable
 
 
@@ -73,7 +73,7 @@ class MemoryDelays:
         for row, item in self.fetch(rows):
             if isinstance(item, Fetched):
                 self._carve((Place(row.partition, row.offset, row.count),))
-                appended.append(self._append_to(row.partition, msgspec.structs.replace(item.batch, due_ms=0)))
+                appended.append(self._append_to(row.partition, enqueued(item.batch)))
         return appended
 
     def due(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
+from node.facade import PeerUnreachable
 from node.http.openapi import document
 from node.http.routes import ROUTES, handlers
+from oncekeeper.log.delayed import Deferral
 from raft.commands import Result
 from tests.support.http_node import Caller, FakeNode, one, run
 
 DOCUMENT = document("0.1.0")
+DUE = (datetime.now(UTC) + timedelta(days=1)).isoformat()
 OPERATIONS = [
     (path, method, operation)
     for path, item in DOCUMENT["paths"].items()
@@ -82,6 +86,8 @@ def test_what_is_answered_fits_what_is_documented(node: FakeNode) -> None:
         "result": ("/v1/tasks/2/result", None),
         "cancel": ("/v1/tasks/3/cancel", None),
         "retry": ("/v1/tasks/3/retry", {}),
+        "reschedule": ("/v1/tasks/5/reschedule", {"due": DUE}),
+        "delays_changed": ("/v1/delays/changed", {"partitions": [0]}),
         "rule": ("/v1/suspects/rule", {"ids": ["4"], "verdict": "executed"}),
         "pause": ("/v1/queues/mail/pause", None),
         "resume": ("/v1/queues/mail/resume", None),
@@ -96,7 +102,19 @@ def test_what_is_answered_fits_what_is_documented(node: FakeNode) -> None:
 
     async def test(call: Caller) -> None:
         await call.post("/v1/tasks", {"tasks": [{"handler": "shop.charge", "body": {}}] * 4})
+        await call.post("/v1/tasks", {"handler": "shop.charge", "body": {}, "due": DUE})
+        for place in node.log.find(5):
+            node.log.delays.defer(
+                [Deferral(place.partition, place.offset, place.batch.due_ms, "run", place.batch)]
+            )
         node.stuck = {3}
+
+        def of_n2(method: str, path: str) -> Any:
+            if path != "/v1/delays/changed":
+                raise PeerUnreachable("n2 is busy")
+            return {"clear": True}
+
+        node.answers["n2"] = of_n2
         session = node.join()
         node.settle(session, one(2), Result.DONE)
         node.settle(session, one(4), Result.DOUBT)

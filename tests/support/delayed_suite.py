@@ -13,7 +13,7 @@ import msgspec
 
 from dedup.ids import Ids, keyed_id
 from oncekeeper.envelope import TaskBatch
-from oncekeeper.log.delayed import ENQUEUE, RUN, Deferral, Delayed, DelayStore, Place
+from oncekeeper.log.delayed import ENQUEUE, RUN, Deferral, Delayed, DelayStore, Place, enqueued
 from oncekeeper.log.port import Appended, Fetched
 
 NOW_MS = 1_800_000_000_000
@@ -158,10 +158,19 @@ def test_what_is_enqueued_stands_at_the_end_of_its_partition_and_waits_no_more(l
     other = delayed(log, 50, 1, NOW_MS + 60)
     end = log.ends()[row.partition]
     assert log.delays.enqueue([row]) == [Appended(row.partition, end, 3)]
-    assert log.read(row.partition, end, 10, 10**6) == [Fetched(row.partition, end, batch(10, 3, due_ms=0))]
+    again = enqueued(batch(10, 3, due_ms=NOW_MS + 50))
+    assert log.read(row.partition, end, 10, 10**6) == [Fetched(row.partition, end, again)]
     assert everything(log) == [other]
     assert log.delays.enqueue([row]) == [], "it is not there any more"
     assert log.ends()[row.partition] == end + 3
+
+
+def test_what_somebody_else_moved_meanwhile_is_not_moved_by_the_time_it_had(log: Log) -> None:
+    row = delayed(log, 10, 3, NOW_MS + 50)
+    log.delays.move([Place(row.partition, row.offset + 1)], NOW_MS + 90)
+    assert log.delays.move([Place(row.partition, row.offset, 3)], NOW_MS + 70, NOW_MS + 50) == 2
+    waiting = sorted((each.offset - row.offset, each.due_ms - NOW_MS) for each in everything(log))
+    assert waiting == [(0, 70), (1, 90), (2, 70)]
 
 
 def test_what_was_moved_is_neither_fetched_nor_enqueued_by_its_old_time(log: Log) -> None:

@@ -137,6 +137,9 @@ class FakeNode:
     def skip(self, partition: int) -> bool:
         return partition in self.stuck and not self.stuck.discard(partition)
 
+    async def delays_changed(self, partitions: frozenset[int], timeout_ms: int) -> bool:
+        return True
+
     async def wait_settled(self, task_id: TaskId, timeout_ms: int) -> bool:
         return self.ledger.describe(task_id).state in ("executed", "dead", "cancelled")
 

@@ -25,6 +25,7 @@ PURE = (
     "raft/wire.py",
     "node/coordinator.py",
     "node/doubt.py",
+    "node/deferring.py",
     "node/dues.py",
     "node/flow.py",
     "node/lease.py",
