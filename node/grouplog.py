@@ -130,6 +130,21 @@ class GroupLog:
             log.keep_delayed(self._follower)
         return log
 
+    def expect_delays(self) -> None:
+        """Start nothing by the index of delayed tasks before it has what was written until now."""
+        if self._follower is not None:
+            self._follower.expect_current()
+
+    async def see_delays(self, within_s: float) -> None:
+        """The same, and know it already if that does not take long."""
+        if self._follower is None:
+            return
+        try:
+            async with asyncio.timeout(within_s):
+                await self.look(lambda log: cast(Any, log).delays.catch_up())
+        except (LogUnusable, TimeoutError):
+            self.expect_delays()
+
     def watch_delays(self, on_change: Callable[[frozenset[int]], None]) -> None:
         """Tell the loop that calls this of partitions for which others put or moved delayed tasks."""
         if self._follower is None:

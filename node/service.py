@@ -243,6 +243,8 @@ class Service:
 
     def _joined(self, session: int, incarnation: int) -> None:
         _log.info("session %d opened, incarnation %d", session, incarnation)
+        if (expect := getattr(self.log, "expect_delays", None)) is not None:
+            expect()  # who rescheduled while we had no session did not ask us
         self.incarnation = incarnation
         self._feed(m.SessionOpened(session))
         self._assign()
@@ -435,6 +437,8 @@ class Service:
 
     async def delays_changed(self, partitions: frozenset[int], timeout_ms: int) -> bool:
         """Forget what is known of these partitions' delayed tasks; whether nothing of it is being claimed still."""
+        if (see := getattr(self.log, "see_delays", None)) is not None:
+            await see(timeout_ms / 2000)
         self._feed(m.DelaysChanged(partitions))
         ticket = self.coordinator.newest_ticket
         until_ms = self.clock.monotonic_ms() + timeout_ms

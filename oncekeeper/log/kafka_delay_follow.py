@@ -10,10 +10,10 @@ of its own:
 
 It costs each node the disk and the processor time of all delayed tasks.
 
-*Current* is an index that was at the topic's end a moment ago: once a second the broker is asked for the ends, and
-when the positions reach them, the index is as of the asking. Rows are given to be run only by an index that is
-current. A reschedule holds its task in the ledger for longer than that (``Hold``), so nothing starts by a time from
-which it was moved. Without a broker, then, nothing that was delayed starts: the log cannot be read anyhow.
+Once a second the broker is asked for the topic's ends; when the positions reach them, the index is as of the
+asking. Rows are given to be run only by an index that is as of the last ``expect_current``: the node's joining, or
+a reschedule that this node did not see at once. So nothing starts by a time from which it was moved. An index that
+was current and lost the broker goes on: what waits is started when it is due.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ T = TypeVar("T")
 _log = logging.getLogger("oncekeeper.kafka")
 _quiet = logging.Logger("oncekeeper.kafka.consumer", logging.CRITICAL)  # the error callback says what matters
 
-CURRENT_MS = 4_000
-"""How long ago the index may have been at the topic's end; less than a reschedule holds a task in the ledger."""
 ASK_S = 1.0
 AGAIN_S = 1.0
 POLL_S = 0.1
@@ -99,6 +97,7 @@ class Follower:
         self._damage = ""
         self._positions: dict[int, int] = {}
         self._current_ms = -(1 << 60)
+        self._expected_ms = now_ms()
         self._trouble = "no broker was asked yet"
         self._admin: Admin | None = None
         self._index: DelayIndex | None = None
@@ -143,9 +142,14 @@ class Follower:
             self._positions.get(source, -1) >= end for source, end in ends.items()
         )
 
+    def expect_current(self) -> None:
+        """From now on the index must have everything that was written before this call."""
+        self._expected_ms = now_ms() + 1  # what was asked within this millisecond may have been asked before
+        self._ask_at = 0.0
+
     def check_current(self) -> None:
-        """LogUnusable if the index may lack what was written a while ago."""
-        if now_ms() - self._current_ms > CURRENT_MS:
+        """LogUnusable if the index may lack what it was expected to have."""
+        if self._current_ms < self._expected_ms:
             with self._turn:
                 raise LogUnusable(self._not_current(self._asked[1]))
 
@@ -338,7 +342,7 @@ class Follower:
 class FollowedReads:
     """DelayReads over a follower's file, for one thread. Never waits.
 
-    ``due`` and ``fetch``, which say what is to run, want an index that is current.
+    ``due`` and ``fetch``, which say what is to run, want an index that is current (``Follower.expect_current``).
     """
 
     def __init__(self, follower: Follower) -> None:
