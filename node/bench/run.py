@@ -14,6 +14,7 @@ from typing import Any
 
 from node.bench.bare import bare_limits
 from node.bench.commands import commands
+from node.bench.delays import delays
 from node.bench.failover import failover
 from node.bench.latency import at_rest, starts
 from node.bench.measure import Plan, Row, environment
@@ -28,6 +29,7 @@ GROUPS = {
     "tasks": "no-op tasks end to end",
     "latency": "submit to start",
     "rest": "a node at rest",
+    "delays": "delayed tasks",
     "failover": "leader kill -9",
     "command": "one durable ledger command",
     "memory": "the executed set at its full size",
@@ -124,7 +126,7 @@ def _rows(
 
     if asked("submit"):
         yield bulk(plan, bare)
-    if wanted & {"tasks", "latency", "rest", "failover"}:
+    if wanted & {"tasks", "latency", "rest", "delays", "failover"}:
         with _three(plan) as nodes:
             if asked("tasks"):
                 yield from throughput(plan, nodes, bare)
@@ -132,6 +134,8 @@ def _rows(
                 yield from starts(plan, nodes, bare)
             if asked("rest"):
                 yield from at_rest(plan, nodes)
+            if asked("delays"):
+                yield from delays(plan, nodes)
             if asked("failover"):
                 yield from failover(plan, nodes)
     if asked("command"):
