@@ -5,6 +5,7 @@ Bounded to about a minute: `oncekeeper simulate --seeds 2000` and `--plants` are
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,17 +17,24 @@ import pytest
 from chaos.simulation.cluster import Options, run_seed
 from chaos.simulation.planted import BY_NAME, PLANTS
 from chaos.simulation.runner import run_one
+from node.service import Service
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = range(1000, 1000 + int(os.environ.get("ONCEKEEPER_TEST_SEEDS", "120")))
+SEEDS = range(1000, 1000 + int(os.environ.get("ONCEKEEPER_TEST_SEEDS", "100")))
+
+SEARCHED = 80
 
 REGRESSIONS = {
-    "damaged-snapshot-opened": 6,
-    "old-snapshot-for-ever": 197,
-    "stale-sweep": 17,
-    "dead-is-for-good": 0,
+    "catching-up-is-enough": ("old leader is back", 0),
+    "learner-counts": ("old leader is back", 0),
+    "wrong-life-testifies": ("workers hang", 0),
+    "failed-node-lingers": ("disk error", 0),
+    "damaged-snapshot-opened": ("rotten disk", 0),
+    "due-time-looked-at-once": ("wall clock", 0),
 }
-"""What the simulator found in the product: the plant takes the fix out again, and the seed shows it."""
+"""What the simulator found in the product: the plant takes the fix out again, and a run with one fault of this kind
+shows it. The seed is the first that does; a change of the code draws other dice, so those that follow are tried
+too. What takes many seeds (stale-sweep, dead-is-for-good, old-snapshot-for-ever) is left to --plants."""
 
 
 def simulate(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
@@ -46,8 +54,8 @@ def simulate(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProce
     )
 
 
-def told(seed: int) -> str:
-    outcome = run_one(seed, Options())
+def told(seed: int, options: Options | None = None) -> str:
+    outcome = run_one(seed, options or Options())
     return "\n".join([f"seed {seed}: {each.what}" for each in outcome.violations] + outcome.history)
 
 
@@ -58,9 +66,12 @@ def test_clusters_keep_their_promises_under_faults():
 
 @pytest.mark.parametrize("name", sorted(REGRESSIONS))
 def test_what_the_simulator_found_once_it_finds_again_without_the_fix(name: str):
-    seed = REGRESSIONS[name]
-    assert not run_seed(seed).violations, told(seed)
-    assert run_seed(seed, None, BY_NAME[name].put_in).failed, BY_NAME[name].what
+    fault, first = REGRESSIONS[name]
+    options = Options(fault=fault)
+    seeds = range(first, first + SEARCHED)
+    shown = next((seed for seed in seeds if run_seed(seed, options, BY_NAME[name].put_in).failed), None)
+    assert shown is not None, BY_NAME[name].what
+    assert not run_seed(shown, options).violations, told(shown, options)
 
 
 def test_a_run_without_faults_ends_soon_after_its_last_task():
@@ -102,6 +113,9 @@ SAMPLE = {
     "dead-before-aside": 40,
     "journal-cut-first": 40,
     "barrier-lies": 60,
+    "boot-id-ignored": 60,
+    "ruling-without-fence": 60,
+    "bloom-is-proof": 60,
 }
 
 
@@ -111,6 +125,48 @@ def test_a_planted_bug_is_found(name: str):
     assert any(run_seed(seed, None, plant.put_in).failed for seed in range(SAMPLE[name])), (
         f"{plant.what}: no seed below {SAMPLE[name]} found it"
     )
+
+
+# Those that need several things one behind the other: a fault that is aimed finds them in a few seeds.
+AIMED = {
+    "stale-lease": "outlive the lease",
+    "kill-is-not-a-kill": "outlive the lease",
+    "settle-without-fence": "outlive the lease",
+    "lease-from-the-answer": "late answer",
+    "testimony-twice": "witness comes back",
+    "doubtful-tail-believed": "all disks fail",
+    "failed-sync-forgiven": "all disks fail",
+    "advance-by-wall-clock": "wall clock",
+    "leader-counts-unsynced": "old leader is back",
+    "votes-without-journal": "old leader is back",
+    "sweeper-drops-first": "kill between log writes",
+}
+
+
+@pytest.mark.parametrize("name", sorted(AIMED))
+def test_a_planted_bug_is_found_by_the_fault_that_is_aimed_at_it(name: str):
+    plant, options = BY_NAME[name], Options(fault=AIMED[name])
+    assert any(run_seed(seed, options, plant.put_in).failed for seed in range(60)), (
+        f"{plant.what}: no seed below 60 found it with {AIMED[name]!r}"
+    )
+
+
+@contextlib.contextmanager
+def spinning():
+    def spin(self: object) -> None:
+        while True:
+            pass
+
+    before, Service._tick = Service._tick, spin
+    try:
+        yield
+    finally:
+        Service._tick = before
+
+
+def test_a_step_that_never_ends_is_ended_and_told():
+    report = run_seed(2, None, spinning)
+    assert report.violations[0].what.startswith("something spins")
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
@@ -155,6 +211,8 @@ def test_a_run_prints_a_line_a_seed_and_one_json_document_when_asked():
         (("--nodes", "4"), "nodes=4 must be 3 or 5"),
         (("--jobs", "1000"), "jobs=1000 must be from 0"),
         (("--plant", "no-fsynk"), "did you mean no-fsync?"),
+        (("--fault", "paus"), "did you mean pause?"),
+        (("--enough", "-1"), "enough=-1 must be from 0"),
         (("--seed", "1", "--only-faults", "a"), "only_faults='a'"),
     ],
 )
