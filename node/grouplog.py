@@ -66,7 +66,7 @@ class _Handle:
 
     def _work(self, work: Callable[[TaskLog], T], asked_s: float) -> T:
         if asked_s < self._failed_s:
-            raise LogUnusable(self._why)
+            raise LogUnusable(f"not tried, because the log was out of reach a moment ago: {self._why}")
         try:
             if self._log is None:
                 self._log = self._open()
