@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 from dedup.ids import Ids
@@ -104,3 +106,26 @@ def test_a_node_that_is_killed_at_any_step_loses_none_and_none_runs_twice(
     eventually("all have run", lambda: len(cluster.sink.read()) >= began + tasks, 60)
     cluster.check()
     assert len(cluster.sink.read()) == began + tasks
+
+
+def test_any_node_cancels_and_reschedules_any_task_and_the_answer_is_the_truth(cluster: KafkaCluster) -> None:
+    began = len(cluster.sink.read())
+    due_ms = now_ms() + 600_000
+    tasks = submit(cluster, 10, [due_ms + number for number in range(6)])
+    eventually("all are handed on", lambda: kept(cluster) == tasks and passed(cluster))
+    ids = [str(task_id) for task_id in cluster.history.submitted][-tasks:]
+    for number, task in enumerate(ids[:12]):
+        node = cluster.api(cluster.nodes[number % 3])
+        assert node.post(f"/v1/tasks/{task}/cancel")["state"] == "cancelled"
+    soon = datetime.now(UTC).isoformat()
+    for number, task in enumerate(ids[12:]):
+        node = cluster.api(cluster.nodes[number % 3])
+        assert node.post(f"/v1/tasks/{task}/reschedule", {"due": soon})["outcome"] == "rescheduled"
+    for task_id in list(cluster.history.submitted)[-tasks:]:
+        # It is due by what was said last.
+        told = cluster.history.submitted[task_id]
+        cluster.history.submitted[task_id] = msgspec.structs.replace(told, due_ns=0)
+    eventually("what was rescheduled has run", lambda: len(cluster.sink.read()) == began + tasks - 12)
+    cluster.check()
+    assert len(cluster.sink.read()) == began + tasks - 12
+    assert {name for name, _, _ in cluster.sink.read()}.isdisjoint(ids[:12])
