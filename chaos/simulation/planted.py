@@ -7,11 +7,8 @@ in the simulator. docs/simulation.md has the table.
 from __future__ import annotations
 
 import contextlib
-import inspect
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import chaos.simulation.workers
@@ -45,55 +42,11 @@ import raft.ledger_tokens
 import raft.replica
 import raft.snapshots
 import raft.store
-
-
-@dataclass(frozen=True)
-class Plant:
-    name: str
-    what: str
-    put_in: Callable[[], AbstractContextManager[None]]
-
-
-class NoSuchText(Exception):
-    """The code has changed, and the plant's text is not in it any more."""
-
-
-@contextlib.contextmanager
-def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = inspect.getattr_static(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-def _altered(function: Any, old: str, new: str) -> Any:
-    """The function with a piece of its source replaced, compiled in its own module."""
-    function = inspect.unwrap(function)
-    source = textwrap.dedent(inspect.getsource(function))
-    if old not in source:
-        raise NoSuchText(f"{function.__qualname__} has no {old!r}")
-    source = source.replace(old, new)
-    module = inspect.getmodule(function)
-    assert module is not None
-    made: dict[str, Any] = {}
-    code = compile(
-        "from __future__ import annotations\n" + source, f"<planted in {function.__qualname__}>", "exec"
-    )
-    # The module's own names, so that other stand-ins are seen; the function itself lands in ``made``.
-    exec(code, module.__dict__, made)
-    return made[function.__name__]
-
-
-def _edit(owner: Any, name: str, old: str, new: str) -> Callable[[], AbstractContextManager[None]]:
-    def put_in() -> AbstractContextManager[None]:
-        static = inspect.getattr_static(owner, name)
-        if isinstance(static, staticmethod):
-            return _set(owner, name, staticmethod(_altered(static.__func__, old, new)))
-        return _set(owner, name, _altered(static, old, new))
-
-    return put_in
+from chaos.simulation.planted_delays import DELAYS
+from chaos.simulation.plants import Plant
+from chaos.simulation.plants import altered as _altered
+from chaos.simulation.plants import edit as _edit
+from chaos.simulation.plants import replaced as _set
 
 
 def _rule(
@@ -621,5 +574,6 @@ PLANTS: tuple[Plant, ...] = (
             _put(chaos.simulation.workers.SimulatedWorker, "_may_start", lambda self: True),
         ),
     ),
+    *DELAYS,
 )
 BY_NAME = {plant.name: plant for plant in PLANTS}

@@ -1,0 +1,60 @@
+"""How a bug is planted: a piece of a function's source is replaced for the length of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Plant:
+    name: str
+    what: str
+    put_in: Callable[[], AbstractContextManager[None]]
+
+
+class NoSuchText(Exception):
+    """The code has changed, and the plant's text is not in it any more."""
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = inspect.getattr_static(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def altered(function: Any, old: str, new: str) -> Any:
+    """The function with a piece of its source replaced, compiled in its own module."""
+    function = inspect.unwrap(function)
+    source = textwrap.dedent(inspect.getsource(function))
+    if old not in source:
+        raise NoSuchText(f"{function.__qualname__} has no {old!r}")
+    source = source.replace(old, new)
+    module = inspect.getmodule(function)
+    assert module is not None
+    made: dict[str, Any] = {}
+    code = compile(
+        "from __future__ import annotations\n" + source, f"<planted in {function.__qualname__}>", "exec"
+    )
+    # The module's own names, so that other stand-ins are seen; the function itself lands in ``made``.
+    exec(code, module.__dict__, made)
+    return made[function.__name__]
+
+
+def edit(owner: Any, name: str, old: str, new: str) -> Callable[[], AbstractContextManager[None]]:
+    def put_in() -> AbstractContextManager[None]:
+        static = inspect.getattr_static(owner, name)
+        if isinstance(static, staticmethod):
+            return replaced(owner, name, staticmethod(altered(static.__func__, old, new)))
+        return replaced(owner, name, altered(static, old, new))
+
+    return put_in
