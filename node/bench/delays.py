@@ -1,0 +1,167 @@
+"""Delayed tasks on three nodes: how fast they are taken, how late they start, what a cancel costs, how much room.
+
+Lateness is taken in the handler, by the monotonic clock to which the due time was translated when it was submitted;
+so it holds the worker's queue, the claim by Raft, and all else. On a machine with two cores that all of it
+shares, a rate of 1,000 a second is no idle cluster.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+from node.bench import app as bench_app
+from node.bench.app import START, STARTS
+from node.bench.latency import read_starts
+from node.bench.measure import Plan, Row, percentile, spread
+from node.bench.nodes import Nodes
+from node.bench.processes import memory
+from node.cli.output import CliError
+from oncekeeper import Client
+from oncekeeper.envelope import TaskBatch
+from oncekeeper.log.embedded import open_log
+
+WAIT_S_MAX = 180.0
+YEAR_MS = 365 * 86_400_000
+PER_S, AT_ONCE = 1_000, 100_000
+CANCELS = 300
+MB = 1 << 20
+
+
+def delays(plan: Plan, nodes: Nodes) -> list[Row]:
+    client = Client(nodes.cluster.dir)
+    try:
+        return [
+            _steady(plan, client),
+            _same_second(plan, client),
+            *_pending(plan, nodes, client),
+        ]
+    finally:
+        client.close()
+
+
+def _send(client: Client, due_ms: int, numbers: range) -> None:
+    due_ns = time.monotonic_ns() + due_ms * 1_000_000 - time.time_ns()
+    bodies = [b'{"number":%d,"sent_ns":%d}' % (number, due_ns) for number in numbers]
+    client.send("bench.start_io", bodies, due_ms=due_ms)
+
+
+def _late_ms(before: int, count: int) -> list[float]:
+    path = bench_app.home() / STARTS
+    deadline = time.monotonic() + WAIT_S_MAX
+    while not path.exists() or path.stat().st_size // START.size < before + count:
+        if time.monotonic() > deadline:
+            raise CliError(f"not all of {count} delayed tasks have started after {WAIT_S_MAX:g} s")
+        time.sleep(0.05)
+    return [(started - due) / 1e6 for _, due, started in read_starts(path)[before : before + count]]
+
+
+def _before() -> int:
+    path = bench_app.home() / STARTS
+    return path.stat().st_size // START.size if path.exists() else 0
+
+
+def _steady(plan: Plan, client: Client) -> Row:
+    """Ten tasks every ten milliseconds; submitted before, each ten with a due time of their own."""
+    before, count = _before(), int(plan.latency_s * PER_S)
+    lead_ms = 4_000 + count  # what a send takes, and then some
+    begin_ms = time.time_ns() // 1_000_000 + lead_ms
+    for number in range(0, count, 10):
+        _send(client, begin_ms + number, range(number, number + 10))
+    late = _late_ms(before, count)
+    p50, p99, early = percentile(late, 0.5), percentile(late, 0.99), sum(each < -1 for each in late)
+    return Row(
+        "delays",
+        f"lateness at {PER_S:,} due a second",
+        "p50 ≤ 3 ms, p99 ≤ 10 ms, early 0",
+        f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, early {early}",
+        p50 <= 3 and p99 <= 10 and not early,
+        samples=spread(late),
+    )
+
+
+def _same_second(plan: Plan, client: Client) -> Row:
+    count = min(AT_ONCE, plan.tasks)
+    before = _before()
+    begin_ms = time.time_ns() // 1_000_000 + 15_000
+    for number in range(0, count, 1000):
+        _send(client, begin_ms + number * 1000 // count, range(number, number + 1000))
+    late = _late_ms(before, count)
+    started_s = max(late) / 1000 + 1
+    early = sum(each < -1 for each in late)
+    return Row(
+        "delays",
+        f"{count:,} due in the same second: all started",
+        "within 3 s, early 0",
+        f"within {started_s:.1f} s, early {early}",
+        started_s <= 3 and not early,
+        samples=spread(late),
+    )
+
+
+def _pending(plan: Plan, nodes: Nodes, client: Client) -> list[Row]:
+    """Single tasks that are due at random times of a year, taken and kept; then cancels among them."""
+    count, draw = plan.tasks, random.Random(1)
+    now_ms = time.time_ns() // 1_000_000 + 3_600_000
+    dues = [now_ms + draw.randrange(YEAR_MS - 3_600_000 * 2) for _ in range(count)]
+    log = open_log(nodes.cluster.dir, cluster_id=nodes.cluster.cluster_id)
+    began, ids = time.monotonic(), []
+    try:
+        for begin in range(0, count, 10_000):
+            some = dues[begin : begin + 10_000]
+            taken = client._ids.take(len(some))
+            ids += list(taken)
+            log.append(
+                [
+                    TaskBatch(
+                        queue="default",
+                        handler="bench.start_io",
+                        ids=taken.part(at, 1),
+                        bodies=(b'{"number":0,"sent_ns":0}',),
+                        due_ms=due_ms,
+                        submitted_ms=now_ms - 3_600_000,
+                    )
+                    for at, due_ms in enumerate(some)
+                ]
+            )
+            client.wake()
+        while sum(log.delays.counts().values()) < count:
+            if time.monotonic() - began > WAIT_S_MAX:
+                raise CliError(f"{count:,} tasks are not kept after {WAIT_S_MAX:g} s")
+            time.sleep(0.02)
+        taken_s = time.monotonic() - began
+    finally:
+        log.close()
+    size = sum(path.stat().st_size for path in (nodes.cluster.dir / "log").iterdir())
+    resident = max(memory(pid).rss for pid in nodes.pids.values()) / MB
+    cancel_ms = []
+    for task_id in draw.sample(ids, min(CANCELS, count)):
+        asked = time.monotonic()
+        client.cancel(task_id)
+        cancel_ms.append((time.monotonic() - asked) * 1000)
+    p99 = percentile(cancel_ms, 0.99)
+    rate = count / taken_s
+    return [
+        Row(
+            "delays",
+            f"{count:,} single tasks, due over a year: appended and kept",
+            "≥ 40,000/s",
+            f"{rate:,.0f}/s",
+            rate >= 40_000,
+        ),
+        Row(
+            "delays",
+            f"{count:,} pending: resident of the largest node; the log's disk",
+            "≤ 300 MB",
+            f"{resident:.0f} MB; {size / count:.0f} bytes a task",
+            resident <= 300,
+        ),
+        Row(
+            "delays",
+            f"cancel of one among {count:,}, over HTTP",
+            "p99 ≤ 10 ms",
+            f"p50 {percentile(cancel_ms, 0.5):.1f} ms, p99 {p99:.1f} ms",
+            p99 <= 10,
+            samples=spread(cancel_ms),
+        ),
+    ]
