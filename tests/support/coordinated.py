@@ -57,6 +57,8 @@ class World:
     effects: Counter[TaskId] = field(default_factory=Counter)
     starts: Counter[TaskId] = field(default_factory=Counter)
     now_ms: int = 1_000
+    wall_ahead_ms: int = 0
+    started: list[tuple[TaskId, int]] = field(default_factory=list)  # each start, by the wall clock
     index: int = 0
 
     def __post_init__(self) -> None:
@@ -72,11 +74,18 @@ class World:
                 node.assign()
         return effects.answers
 
-    def submit(self, name: str, count: int, queue: str = "default") -> Ids:
+    @property
+    def wall_ms(self) -> int:
+        return self.now_ms + self.wall_ahead_ms
+
+    def submit(self, name: str, count: int, queue: str = "default", due_ms: int = 0, then: str = "") -> Ids:
         (answer,) = self.propose((AllocateIds(count),))
         assert isinstance(answer, Allocated)
         ids = Ids(((answer.start, count),))
-        self.log.append([TaskBatch(queue=queue, handler=name, ids=ids, bodies=(b"{}",) * count)])
+        batch = TaskBatch(
+            queue=queue, handler=name, ids=ids, bodies=(b"{}",) * count, due_ms=due_ms, then=then
+        )
+        self.log.append([batch])
         return ids
 
     def submit_keys(self, name: str, keys: list[bytes]) -> Ids:
@@ -158,7 +167,7 @@ class FakeNode:
             return
         self._feeding = True
         while self._events:
-            for effect in self.coordinator.on(self._events.popleft(), self.world.now_ms, self.world.now_ms):
+            for effect in self.coordinator.on(self._events.popleft(), self.world.now_ms, self.world.wall_ms):
                 self.perform(effect)
         self._feeding = False
 
@@ -204,6 +213,7 @@ class FakeNode:
         else:
             self.marks[work.fence, task_id] = Fact.STARTED
             self.world.starts[task_id] += 1
+            self.world.started.append((task_id, self.world.wall_ms))
             ended = self._run(work, task_id)
         if die_before_report:
             return
