@@ -21,6 +21,7 @@ from oncekeeper.log.opening import plugin_of
 
 EMBEDDED, KAFKA = "embedded", "kafka"
 ANSWER_S = 30.0
+GONE_S = 3.0  # then there is no broker to clean up
 STARTS = 3
 
 
@@ -105,6 +106,6 @@ def _delete_topics(log: str, prefix: str) -> None:
     with contextlib.suppress(KafkaException, LogUnusable):
         quiet = logging.Logger("node.kafkaup.trial", logging.CRITICAL)
         client = AdminClient(load().admin(parse_url(log).servers), logger=quiet)
-        names = [topic for topic in client.list_topics(timeout=ANSWER_S).topics if topic.startswith(prefix)]
+        names = [topic for topic in client.list_topics(timeout=GONE_S).topics if topic.startswith(prefix)]
         for each in (client.delete_topics(names) if names else {}).values():
             each.result(ANSWER_S)
