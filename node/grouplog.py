@@ -141,7 +141,7 @@ class GroupLog:
             return
         try:
             async with asyncio.timeout(within_s):
-                await self.look(lambda log: cast(Any, log).delays.catch_up())
+                await self.look(lambda log: cast(Any, log).delays.catch_up(within_s))
         except (LogUnusable, TimeoutError):
             self.expect_delays()
 

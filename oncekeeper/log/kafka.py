@@ -158,7 +158,7 @@ class KafkaLog:
             for number, batch in batches:
                 name, partition = self._place(number)
                 pieces.append((self._topics.of_queue(self.names.queue(name)), partition, batch))
-        except LogUnusable as error:
+        except (LogUnusable, ValueError) as error:  # the second: its topic is gone
             raise Unsent(str(error)) from error
         return self._append(pieces)
 

@@ -31,7 +31,8 @@ from oncekeeper.log.kafka_rules import Topic
 from oncekeeper.log.kafka_send import Sender
 from oncekeeper.log.port import Appended, Fetched, Undecodable, UnknownAppend, Unsent
 
-SYNC_S = 10.0
+WRITE_S = 10.0
+READ_S = 3.0  # somebody waits for the answer
 Records = Iterator[dict[str, Any]]
 
 
@@ -56,11 +57,11 @@ class KafkaDelays:
         self._reads.close()
         self._sender.close()
 
-    def catch_up(self) -> None:
+    def catch_up(self, within_s: float = WRITE_S) -> None:
         """Until the index has everything that stands in the topic now. Raises LogUnusable."""
         places = [(self._topic.name, source) for source in range(self._topic.partitions)]
         ends = self._admin.ends(places)
-        self._follower.wait({source: end for (_, source), end in ends.items()}, SYNC_S)
+        self._follower.wait({source: end for (_, source), end in ends.items()}, within_s)
 
     # --- writing ------------------------------------------------------------------------------------------------
 
@@ -161,17 +162,17 @@ class KafkaDelays:
     def due(
         self, partitions: Iterable[int], until_ms: int, after: Delayed | None, limit: int
     ) -> list[Delayed]:
-        self.catch_up()
+        self.catch_up(READ_S)
         return self._reads.ask(lambda file: file.due(partitions, until_ms, after, limit))
 
     def fetch(self, rows: Sequence[Delayed]) -> list[tuple[Delayed, Fetched | Undecodable]]:
-        self.catch_up()
+        self.catch_up(READ_S)
         return self._reads.ask(lambda file: file.fetch(rows))
 
     def find(self, task_id: TaskId) -> list[Delayed]:
-        self.catch_up()
+        self.catch_up(READ_S)
         return self._reads.find(task_id)
 
     def counts(self) -> dict[int, int]:
-        self.catch_up()
+        self.catch_up(READ_S)
         return self._reads.counts()

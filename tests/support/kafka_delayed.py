@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from oncekeeper.errors import LogUnusable
 from oncekeeper.log.kafka import KafkaLog, open_kafka
 from oncekeeper.log.kafka_delay_follow import Follower
 from oncekeeper.log.kafka_names import Names, parse_url
 from oncekeeper.log.kafka_settings import KafkaSettings
+from tests.support.kafka_broker import ANSWER_S
+from tests.support.real_cluster import eventually
 
 
 def follower(url: str, file: Path) -> Follower:
@@ -19,11 +22,20 @@ def follower(url: str, file: Path) -> Follower:
     return made
 
 
+def is_current(following: Follower) -> bool:
+    try:
+        following.check_current()
+    except LogUnusable:
+        return False
+    return True
+
+
 @contextmanager
 def opened(url: str, file: Path, partitions: int | None = None) -> Iterator[KafkaLog]:
     log = open_kafka(url, create=True, partitions=partitions)
     following = follower(url, file)
     log.keep_delayed(following)
+    eventually("the index is current", lambda: is_current(following), ANSWER_S)
     try:
         yield log
     finally:
