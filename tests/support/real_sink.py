@@ -39,9 +39,12 @@ class Sink:
         """(id, fence, pid) of every effect, in order."""
         if not self.path.exists():
             return []
+        data = self.path.read_bytes()
+        whole = (
+            len(data) // RECORD.size * RECORD.size
+        )  # of a write that crosses a page, a reader may see half
         return [
-            (name.rstrip(b"\0").decode(), fence, pid)
-            for name, fence, pid in RECORD.iter_unpack(self.path.read_bytes())
+            (name.rstrip(b"\0").decode(), fence, pid) for name, fence, pid in RECORD.iter_unpack(data[:whole])
         ]
 
     def _open(self) -> int:
