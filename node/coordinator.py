@@ -29,7 +29,7 @@ from typing import assert_never
 
 from dedup.runmap import RunMap
 from node import messages as m
-from node.deferring import DEFERRING_MAX, Deferring, is_far, is_kept
+from node.deferring import DEFERRING_MAX, Deferring, Found, is_far, is_kept
 from node.doubt import Doubts
 from node.flow import Lane
 from node.partitions import Partitions
@@ -223,12 +223,15 @@ class Coordinator:
             case m.DueLoaded():
                 self._delays.loaded(event)
             case m.DueEnqueued():
-                self._delays.enqueued(event)
+                self._take_due(self._delays.enqueued(event))
             case m.DueFetched():
-                for found in self._delays.fetched(event):
-                    row, item = found.row, found.item
-                    batch = self._undecodables.batch(item) if isinstance(item, Undecodable) else item.batch
-                    self._intake(Piece(row.partition, found.epoch, row.offset, batch, 0, row.count, row))
+                self._take_due(self._delays.fetched(event))
+
+    def _take_due(self, due: list[Found]) -> None:
+        for found in due:
+            row, item = found.row, found.item
+            batch = self._undecodables.batch(item) if isinstance(item, Undecodable) else item.batch
+            self._intake(Piece(row.partition, found.epoch, row.offset, batch, 0, row.count, row))
 
     def _delays_changed(self, partitions: frozenset[int]) -> None:
         if self._delays is None:

@@ -155,9 +155,10 @@ class Deferring:
         self._fetching -= sum(row.count for row in event.fetch.rows)
         return [Found(*each) for each in self._dues.fetched(event.fetch, event.found)]
 
-    def enqueued(self, event: m.DueEnqueued) -> None:
-        self._dues.enqueued(event.enqueue)
+    def enqueued(self, event: m.DueEnqueued) -> list[Found]:
+        """What is left is for dead letters."""
         self._partitions.more(event.partitions)
+        return [Found(*each) for each in self._dues.fetched(FetchDue(event.enqueue.rows), event.left)]
 
     def again(self, piece: Piece) -> None:
         """It may run now, if it still waits for the time that it was fetched for."""
@@ -206,7 +207,8 @@ def answer_of_store(
             return m.DelayedMoved(ticket)
         case m.EnqueueDue(rows):
             appended = store.enqueue(rows)
-            return m.DueEnqueued(effect, frozenset(place.partition for place in appended))
+            partitions = frozenset(place.partition for place in appended)
+            return m.DueEnqueued(effect, partitions, tuple(store.fetch(rows)))
         case m.LoadDue(partition, _, until_ms, after, limit):
             return m.DueLoaded(effect, tuple(store.due((partition,), until_ms, after, limit)))
         case m.FetchDue(rows):

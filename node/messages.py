@@ -117,10 +117,11 @@ class DueFetched:
 
 @dataclass(frozen=True, slots=True)
 class DueEnqueued:
-    """The answer to EnqueueDue; the partitions grew."""
+    """The answer to EnqueueDue; the partitions grew. ``left``: what cannot be decoded, and so not be appended."""
 
     enqueue: EnqueueDue
     partitions: frozenset[int]
+    left: tuple[tuple[Delayed, Fetched | Undecodable], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
