@@ -65,7 +65,7 @@ class FetchDue:
 
 @dataclass(frozen=True, slots=True)
 class EnqueueDue:
-    """``store.enqueue(rows)``; when it is done, ``enqueued``."""
+    """``store.enqueue(rows)``; when it is done, ``fetched`` with what could not be."""
 
     rows: tuple[Delayed, ...]
 
@@ -229,10 +229,6 @@ class Dues:
         for row, _, _ in ours:
             self._busy[row] = row.count
         return ours
-
-    def enqueued(self, enqueue: EnqueueDue) -> None:
-        for row in enqueue.rows:
-            self._busy.pop(row, None)
 
     def settled(self, row: Delayed, offset: int, count: int) -> None:
         """The ledger has these tasks of a fired row executed, dead or cancelled, or they were put aside."""

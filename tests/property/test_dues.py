@@ -71,7 +71,7 @@ class Play:
                     for row, item in self.log.delays.fetch(rows):
                         self.fire(row, item, asked_ms)
                     self.log.delays.enqueue(rows)
-                    self.later(lambda enqueue=effect: self.dues.enqueued(enqueue))  # type: ignore[misc]
+                    self.later(lambda enqueue=effect: self.dues.fetched(FetchDue(enqueue.rows), ()))  # type: ignore[misc]
 
     def fetched(self, fetch: FetchDue, found: list[tuple[Delayed, Any]], asked_ms: int) -> None:
         for row, epoch, item in self.dues.fetched(fetch, found):
