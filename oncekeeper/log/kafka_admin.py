@@ -11,7 +11,7 @@ import functools
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
@@ -218,6 +218,15 @@ class Admin:
         for name in names:
             with contextlib.suppress(Missing):
                 found[name] = self.ask(f"topic {name}", functools.partial(self._describe, name))
+        return found
+
+    def describe_new(self, names: Sequence[str]) -> dict[str, Topic]:
+        """Of topics that were just created: each broker hears of them in its own time, and any of them is asked."""
+        until = time.monotonic() + VISIBLE_S
+        found = self.describe(names)
+        while len(found) < len(names) and time.monotonic() < until:
+            time.sleep(AGAIN_S)
+            found |= self.describe(name for name in names if name not in found)
         return found
 
     def _describe(self, name: str, within_s: float) -> Topic:

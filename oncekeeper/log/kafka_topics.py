@@ -69,7 +69,7 @@ class Topics:
                     f"topic {missing[0]}: does not exist; `oncekeeper cluster up` makes the topics of a log"
                 )
             self._make(missing, found)
-            found |= self._admin.describe(missing)
+            found |= self._admin.describe_new(missing)
         for name in wanted:
             if name not in found:
                 raise LogUnusable(f"topic {name}: was created, and is not known yet: try again")
@@ -110,7 +110,7 @@ class Topics:
             if name not in found:
                 config = task_topic_config() | _in_sync(self.default.replication)
                 self._admin.create(name, self.default.partitions, self.default.replication, config)
-                found = self._admin.describe([name])
+                found = self._admin.describe_new([name])
             topic = found.get(name)
             if topic is None:
                 raise LogUnusable(f"topic {name}: was created, and is not known yet: try again")
