@@ -44,6 +44,7 @@ class KafkaCluster(RealCluster):
         super().__init__(folder, log_settings=wanted, **options)
         self._watched: KafkaLog | None = None
         self._looking = threading.Lock()
+        self._highest: dict[int, int] = {}
         made = {"partitions": wanted["partitions"], "replication": wanted["kafka_replication"]}
         self.open_log(create=True, **made).close()
 
@@ -114,7 +115,12 @@ class KafkaCluster(RealCluster):
                 positions = self._watched.committed()
             except LogUnusable:
                 return  # the broker is away: the next look sees
-            self.history.positions += [h.Position(number, at) for number, at in positions.items()]
+            # The highest that was ever seen must pass nothing open, which is more than is asked of the last one.
+            # That no lower one follows it, Kafka cannot promise: the commit of a member that is in the group still
+            # may arrive when the partition is another's already, who began below it.
+            for number, at in positions.items():
+                self._highest[number] = max(at, self._highest.get(number, 0))
+            self.history.positions += [h.Position(number, at) for number, at in self._highest.items()]
 
     def _stop_watching(self) -> None:
         super()._stop_watching()
@@ -125,6 +131,7 @@ class KafkaCluster(RealCluster):
     def rewound(self) -> None:
         """A person did it: what was seen of the positions before says nothing of those to come."""
         with self._looking:
+            self._highest.clear()
             self.history.positions.clear()
 
     # --- work -----------------------------------------------------------------------------------------------
