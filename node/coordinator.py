@@ -29,7 +29,7 @@ from typing import assert_never
 
 from dedup.runmap import RunMap
 from node import messages as m
-from node.deferring import DEFERRING_MAX, Deferring, Found, is_far, is_kept
+from node.deferring import DEFERRING_MAX, Deferring, Found, is_far_retry, is_kept
 from node.doubt import Doubts
 from node.flow import Lane
 from node.partitions import Partitions
@@ -292,7 +292,7 @@ class Coordinator:
                 self._wait(piece, self._settings.held_look_ms, Outcome.HELD)
 
     def _is_for_store(self, piece: Piece, span: Span) -> bool:
-        if span.outcome is Outcome.EARLY and is_far(span.detail):
+        if span.outcome is Outcome.EARLY and is_far_retry(span.detail):
             return True
         closed = span.outcome in (Outcome.EXECUTED, Outcome.DEAD, Outcome.CANCELLED)
         return piece.row is None and not closed and is_kept(piece.batch)
@@ -561,7 +561,7 @@ class Coordinator:
             self._settled(piece)
             self._undecodables.settled(piece)
         elif span.outcome is Outcome.SETTLED and closing.result is Result.RETRY:
-            if self._delays is not None and is_far(closing.delay_ms):
+            if self._delays is not None and is_far_retry(closing.delay_ms):
                 self._delays.hand_on(piece, self._wall_ms + closing.delay_ms)
             else:
                 self._wait(piece, closing.delay_ms, Outcome.EARLY)

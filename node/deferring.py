@@ -26,6 +26,13 @@ from oncekeeper.log.port import Fetched, Undecodable
 
 HAND_ON_MS = 2_000
 """What is due within this time of being submitted waits in memory: the store would cost two writes."""
+RETRY_HAND_ON_MS = 60_000
+"""Which retries go to the store: those whose delay is longer than this.
+
+Whether a retry may run yet is the ledger's to say, by the ledger's time. The store knows wall time only, so a clock
+that was an hour fast when the retry was written makes it an hour late. A shorter one waits in its owner's memory,
+by the machine's monotonic clock, and holds its position meanwhile.
+"""
 DEFERRING_MAX = 32_768
 """Tasks on their way to the store; beyond, reading pauses."""
 RELOAD_MS = 15_000
@@ -42,6 +49,10 @@ def is_kept(batch: TaskBatch) -> bool:
 def is_far(delay_ms: int) -> bool:
     """Whether the store is worth it."""
     return delay_ms > HAND_ON_MS
+
+
+def is_far_retry(delay_ms: int) -> bool:
+    return delay_ms > RETRY_HAND_ON_MS
 
 
 @dataclass(frozen=True, slots=True)
