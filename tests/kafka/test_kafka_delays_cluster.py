@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +17,7 @@ from dedup.ids import Ids
 from node.kafkaup.broker import Kafka
 from oncekeeper.envelope import TaskBatch
 from oncekeeper.log.delayed import ENQUEUE
-from tests.support.kafka_broker import delete_topics
+from tests.support.kafka_broker import Private, delete_topics
 from tests.support.real_cluster import eventually
 from tests.support.real_kafka import KafkaCluster
 
@@ -35,8 +37,8 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def submit(cluster: KafkaCluster, count: int, dues_ms: Sequence[int]) -> int:
-    """``count`` tasks of each due time, one of six times to be enqueued; as submits store them."""
+def submit(cluster: KafkaCluster, count: int, dues_ms: Sequence[int], others: str = ENQUEUE) -> int:
+    """``count`` tasks of each due time, as submits store them; what happens then is ``others`` for one of six."""
     start = int(cluster.api().post("/v1/ids", {"count": count * len(dues_ms)})["start"])
     batches = []
     for number, due_ms in enumerate(dues_ms):
@@ -48,7 +50,7 @@ def submit(cluster: KafkaCluster, count: int, dues_ms: Sequence[int]) -> int:
                 ids=ids,
                 bodies=tuple(json.dumps({"name": cluster.name()}).encode() for _ in range(count)),
                 due_ms=due_ms,
-                then=ENQUEUE if number % 6 == 0 else "",
+                then=others if number % 6 == 0 else "",
                 submitted_ms=now_ms(),
             )
         )
@@ -129,3 +131,40 @@ def test_any_node_cancels_and_reschedules_any_task_and_the_answer_is_the_truth(c
     cluster.check()
     assert len(cluster.sink.read()) == began + tasks - 12
     assert {name for name, _, _ in cluster.sink.read()}.isdisjoint(ids[:12])
+
+
+def test_without_a_broker_what_is_due_starts_and_all_is_in_order_when_it_is_back(
+    private_kafka: Private, tmp_path: Path
+) -> None:
+    broker = private_kafka()
+    with KafkaCluster(tmp_path, broker.bootstrap()) as cluster:
+        cluster.start()
+        cluster.wait_up()
+        tasks = submit(cluster, 10, [now_ms() + 15_000 + 20 * number for number in range(30)], others="")
+        eventually("all are handed on", lambda: kept(cluster) == tasks and passed(cluster))
+        broker.kill()
+        eventually("they run", lambda: len(cluster.sink.read()) == tasks, 60)
+        broker.start()
+        eventually("the log answers", lambda: kept(cluster) == 0 and passed(cluster), 60)
+        cluster.check()
+        assert len(cluster.sink.read()) == tasks
+
+
+def test_an_index_that_is_lost_or_damaged_under_its_node_costs_no_task(cluster: KafkaCluster) -> None:
+    began = len(cluster.sink.read())
+    lost, damaged, _ = cluster.nodes
+    tasks = submit(cluster, 20, [now_ms() + 15_000 + 50 * number for number in range(12)])
+    eventually("all are handed on", lambda: kept(cluster) == tasks and passed(cluster))
+    for node in (lost, damaged):
+        cluster.kill(node)
+        for file in cluster.cluster.node_dir(node).glob("delays.db*"):
+            if node == lost:
+                file.unlink()
+            else:
+                file.write_bytes(os.urandom(file.stat().st_size))
+        cluster.start(node)
+        cluster.wait_up()
+    eventually("all have run", lambda: len(cluster.sink.read()) >= began + tasks, 60)
+    cluster.check()
+    assert len(cluster.sink.read()) == began + tasks
+    assert "deleted, and rebuilt from its source" in cluster.log_text(damaged)
