@@ -34,7 +34,7 @@ from oncekeeper.errors import LogUnusable
 from oncekeeper.log.delayed import Delayed
 from oncekeeper.log.kafka_admin import Admin
 from oncekeeper.log.kafka_delay_codec import change_of
-from oncekeeper.log.kafka_delay_index import END, Change, DelayIndex, IndexDamaged, IndexReads
+from oncekeeper.log.kafka_delay_index import END, Change, DelayIndex, IndexDamaged, IndexReads, IndexUnusable
 from oncekeeper.log.kafka_names import Address, Names
 from oncekeeper.log.kafka_rules import Topic
 from oncekeeper.log.kafka_settings import KafkaSettings
@@ -371,10 +371,12 @@ class FollowedReads:
     def _guarded(self, question: Callable[[IndexReads], T], file: IndexReads) -> T:
         try:
             return question(file)
-        except IndexDamaged as error:
-            self.close()
-            if self._life == self._follower.life:
-                self._follower.damaged(str(error))
+        except IndexUnusable as error:
+            is_gone = not self._follower.file.exists()  # who follows may have it open still
+            if isinstance(error, IndexDamaged) or is_gone:
+                self.close()
+                if self._life == self._follower.life:
+                    self._follower.damaged(f"{self._follower.file}: it is gone" if is_gone else str(error))
             raise
 
     def due(

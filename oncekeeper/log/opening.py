@@ -38,7 +38,10 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogPlugin(Protocol):
-    """What a scheme of task logs offers."""
+    """What a scheme of task logs offers.
+
+    One that keeps delayed tasks by an index in ``index_dir`` also has ``delays(place)``, as kafka_plugin.py does.
+    """
 
     @property
     def is_of_one_machine(self) -> bool:

@@ -203,6 +203,20 @@ def test_damage_that_is_met_while_it_runs_is_healed_from_the_topic(
     reads.close()
 
 
+def test_an_index_that_was_deleted_while_it_runs_is_built_anew_when_somebody_misses_it(
+    log: KafkaLog, tmp_path: Path
+) -> None:
+    row = deferred(log, 1000, 5)
+    for file in tmp_path.glob("a.db*"):
+        file.unlink()
+    reads = store(log)._follower.reads()
+    with pytest.raises(LogUnusable, match="unable to open"):
+        reads.fetch([row])
+    eventually("it is there again", lambda: gives(reads, row), ANSWER_S)
+    assert tasks(log) == list(range(1000, 1005))
+    reads.close()
+
+
 def test_records_that_are_none_of_ours_are_passed_over(
     url: str, kafka: Kafka, prefix: str, log: KafkaLog, caplog: pytest.LogCaptureFixture
 ) -> None:
