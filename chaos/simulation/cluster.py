@@ -521,13 +521,17 @@ def seams() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _kept_from(hand_on_ms: int) -> Iterator[None]:
-    """From which delay on tasks go to the log's store: short ones and retries too, in some runs."""
-    before, node.deferring.HAND_ON_MS = node.deferring.HAND_ON_MS, hand_on_ms
+def _kept_from(seed: int) -> Iterator[None]:
+    """From which delay on tasks go to the log's store: short ones in some runs, in some of these retries too."""
+    deferring = node.deferring
+    before = deferring.HAND_ON_MS, deferring.RETRY_HAND_ON_MS
+    deferring.HAND_ON_MS = HAND_ON_MS[seed % len(HAND_ON_MS)]
+    if seed % 4 == 3:
+        deferring.RETRY_HAND_ON_MS = deferring.HAND_ON_MS
     try:
         yield
     finally:
-        node.deferring.HAND_ON_MS = before
+        deferring.HAND_ON_MS, deferring.RETRY_HAND_ON_MS = before
 
 
 def run_seed(seed: int, options: Options | None = None, plant: Callable[[], Any] | None = None) -> Report:
@@ -536,7 +540,7 @@ def run_seed(seed: int, options: Options | None = None, plant: Callable[[], Any]
     gc.disable()  # when memory is collected must not depend on what ran before
     try:
         planted = plant() if plant is not None else contextlib.nullcontext()
-        with seams(), _kept_from(HAND_ON_MS[seed % len(HAND_ON_MS)]), planted:
+        with seams(), _kept_from(seed), planted:
             return Cluster(seed, options or Options()).run()
     finally:
         current.end()

@@ -11,6 +11,7 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import node.deferring
 from chaos import history as h
 from chaos.simulation.aimed import Aimed, Healer
 from chaos.simulation.files import any_bit
@@ -18,6 +19,7 @@ from chaos.simulation.files import any_bit
 if TYPE_CHECKING:
     from chaos.simulation.cluster import Cluster
 
+RETRY_HAND_ON_MS = node.deferring.RETRY_HAND_ON_MS  # as users have it
 BEGIN_S = 0.6
 CRASH_STEPS = (
     "before_claim",
@@ -302,6 +304,10 @@ class Faults(Aimed):
         world.walls_jumped = True
         world.walls_wrong += 1
         jump = self.random.choice((3_600_000, -3_600_000, -3_600_000, 50_000))
+        if node.deferring.RETRY_HAND_ON_MS < RETRY_HAND_ON_MS:
+            jump = -abs(
+                jump
+            )  # retries of this run wait by the wall clock, and a fast one makes them late by its error
         for clock in clocks:
             clock.wall_jump_ms += jump
         if self.random.random() < 0.5:

@@ -11,7 +11,7 @@ from raft.commands import Answered, Cancel, Hold, Outcome
 from tests.support.coordinated import World, handler, run_schedule, settle_all
 
 HOUR_MS = 3_600_000
-SLOW_RETRY = HandlerInfo("app.flaky", "cpu", "short", False, 10_000, 4, 2_500, 4_000, "check", "default")
+SLOW_RETRY = HandlerInfo("app.flaky", "cpu", "short", False, 10_000, 4, 61_000, 64_000, "check", "default")
 HANDLERS = {"app.checked": handler("app.checked"), "app.flaky": SLOW_RETRY}
 
 
