@@ -258,7 +258,12 @@ class Client:
             if self._log is None:
                 assert self._plugin is not None
                 assert self.cluster.log is not None
-                self._log = self._plugin.open(self.cluster.log, create=False)
+                try:
+                    self._log = self._plugin.open(self.cluster.log, create=False)
+                except LogUnusable as error:
+                    if self._plugin.is_of_one_machine:
+                        raise  # it is missing, or damaged: trying again will not help
+                    raise SubmitFailed(f"nothing was stored: {error}") from error
             try:
                 appended = self._log.append(batches)
             except Unsent as error:

@@ -194,10 +194,12 @@ def explain(error: Exception, whole: str) -> tuple[str, str]:
 # --- one task -----------------------------------------------------------------------------------------------
 
 
-def validate_message(raw: bytes | msgspec.Raw, queues: Mapping[str, str] | None = None) -> Message:
+def validate_message(
+    raw: bytes | msgspec.Raw, queues: Mapping[str, str] | None = None, queue_default: str = "default"
+) -> Message:
     """The message in ``raw``, or InvalidTask naming the field and the rule. Never parses the body.
 
-    ``queues``: each handler's own, for messages that name none. It is filled in before the id is made of the key:
+    ``queues``: each handler's own, for messages that name none; ``queue_default`` for the others. It is filled in before the id is made of the key:
     the queue is a part of what a key names.
     """
     try:
@@ -207,7 +209,7 @@ def validate_message(raw: bytes | msgspec.Raw, queues: Mapping[str, str] | None 
     if wire.v != MESSAGE_VERSION:
         raise InvalidTask("v", f"this version understands {MESSAGE_VERSION}, not {wire.v}")
     body = bytes(wire.body)
-    queue = wire.queue if wire.queue is not None else (queues or {}).get(wire.handler, "default")
+    queue = wire.queue if wire.queue is not None else (queues or {}).get(wire.handler, queue_default)
     key, task_id = wire.key or "", None
     check_options(wire.handler, queue, wire.ttr_ms, key if wire.key is not None else None)
     check_body(body)

@@ -292,7 +292,7 @@ class KafkaLog:
                     at, self._admin.lows([place])[place]
                 )  # what retention took is left out, and shows by the first item's base
                 continue
-            found = items(partition, topic, kafka_partition, records)
+            found = items(partition, topic, kafka_partition, records, self.names.queue(topic))
             first = found[0].base if found else after
             if first > at:
                 found.insert(0, Gap(partition, at, first - at))
@@ -364,7 +364,7 @@ class KafkaLog:
                     continue
                 topic, partition = record.topic() or "", record.partition() or 0
                 number = self.names.number(topic, partition)
-                for item in items(number, topic, partition, [record]):
+                for item in items(number, topic, partition, [record], self.names.queue(topic)):
                     if isinstance(item, Fetched) and next(iter(item.batch.ids)) == task_id:
                         found.append(Located(number, item.base, item.batch))
             looked += len(records)

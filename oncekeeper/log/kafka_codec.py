@@ -65,16 +65,20 @@ def messages(batch: TaskBatch) -> Iterator[tuple[bytes | None, bytes]]:
             yield None, b'%b","body":%b}' % (head, body)
 
 
-def items(number: int, topic: str, kafka_partition: int, records: Sequence[Record]) -> list[Item]:
+def items(
+    number: int, topic: str, kafka_partition: int, records: Sequence[Record], queue: str = "default"
+) -> list[Item]:
     """Records of one partition, in order, as the items of a read: neighbours in one batch, gaps named.
 
-    ``number`` is the partition's number in the port. A record without an id gets one from its place.
+    ``number`` is the partition's number in the port. A record without an id gets one from its place, and
+    one that names no queue is of ``queue``, the topic's own.
     """
-    return _Reading(number, topic, kafka_partition).read(records)
+    return _Reading(number, topic, kafka_partition, queue).read(records)
 
 
 class _Reading:
-    def __init__(self, number: int, topic: str, kafka_partition: int) -> None:
+    def __init__(self, number: int, topic: str, kafka_partition: int, queue: str) -> None:
+        self._queue = queue
         self._number = number
         self._place = f"{topic}/{kafka_partition}"
         self._items: list[Item] = []
@@ -129,7 +133,7 @@ class _Reading:
         try:
             if value is None:
                 raise InvalidTask("message", "the record has no value (a tombstone)")
-            message = validate_message(value)
+            message = validate_message(value, queue_default=self._queue)
         except InvalidTask as error:
             self._flush()
             self._items.append(Undecodable(self._number, offset, 1, value or b"", str(error)))

@@ -444,7 +444,7 @@ class Group:
                 self._complain(number, error)
         if tasks:
             # Outside of the lock: this is where the time goes.
-            found = items(number, topic, kafka_partition, tasks)
+            found = items(number, topic, kafka_partition, tasks, self._names.queue(topic))
         with self._lock:
             stretch = self._stretches.get(number)
             if stretch is None:

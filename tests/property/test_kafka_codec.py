@@ -180,3 +180,11 @@ def test_a_keyed_record_whose_id_is_not_its_keys_own_is_refused_also_among_neigh
     read = items(3, "t", 0, records)
     assert [type(item) for item in read] == [Fetched, Undecodable, Fetched]
     assert one_by_one(read) == by_the_long_way(records)
+
+
+def test_a_record_that_names_no_queue_is_of_its_topics() -> None:
+    values = [b'{"handler":"h","body":{},"key":"k"}', b'{"handler":"h","body":{},"queue":"other"}']
+    read = items(0, "shop.q.mail", 0, [Record(at, value) for at, value in enumerate(values)], "mail")
+    first, second = (item.batch for item in read if isinstance(item, Fetched))
+    assert (first.queue, first.ids.keys) == ("mail", (keyed_id("mail", "k"),))
+    assert second.queue == "other"
