@@ -199,8 +199,8 @@ def validate_message(
 ) -> Message:
     """The message in ``raw``, or InvalidTask naming the field and the rule. Never parses the body.
 
-    ``queues``: each handler's own, for messages that name none; ``queue_default`` is for the others. It is filled in
-    before the id is made of the key: the queue is a part of what a key names.
+    ``queues``: each handler's own, for messages that name none; ``queue_default`` is for the others. It is filled
+    in before the id is made of the key: the queue is a part of what a key names.
     """
     try:
         wire = _decode_wire(raw)
