@@ -207,10 +207,11 @@ class Dues:
         return tuple(taken)
 
     def next_look_ms(self, wall_ms: int) -> int | None:
-        """When to look again (wall clock); None: nothing waits here, and nothing is to be loaded by time."""
-        if not self._known:
-            return None
+        """When to look again (wall clock); None: nothing is in hand. Pages are loaded by any look, and whoever
+        owns partitions looks at them every second or so anyway."""
         due_ms = self._wheel.next_due_ms()
+        if due_ms is None and not any(self._due.values()):
+            return None
         latest = wall_ms + LOOK_MS_MAX
         return latest if due_ms is None else min(due_ms, latest)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SLOTS = {"cpu": 2, "io": 4}
 READ_BYTES_MAX = 1 << 20
+FOR_EVER_MS = 1 << 47
 _CHECKED = {True: Ended.TRUE, False: Ended.FALSE, None: Ended.UNSURE}
 
 Marks = dict[tuple[int, TaskId], Fact]
@@ -203,5 +204,12 @@ class Member:
     @property
     def looks(self) -> Iterator[int]:
         """When it wants to look again at what waits by time."""
-        if self.alive and (at_ms := self.coordinator.next_look_ms()) is not None:
+        if not self.alive:
+            return
+        if (at_ms := self.coordinator.next_look_ms()) is not None:
             yield at_ms
+        cluster = self._cluster
+        later = cluster.log.delays.due(range(cluster.log.partitions), FOR_EVER_MS, None, 1_000)
+        soonest = next((row.due_ms for row in later if row.due_ms > cluster.wall_ms), None)
+        if soonest is not None:  # beyond what the coordinator has loaded
+            yield cluster.now_ms + soonest - cluster.wall_ms
