@@ -82,6 +82,8 @@ RETAIN_MS = 30_000
 SETTLED_POLL_MS = 20
 DELAYS_POLL_MS = 5
 SETTLE_S_MAX = 5.0
+FAILED_STOP_S = 1.0
+STOP_LOOK_S = 0.1
 READ_BYTES_MAX = 8 << 20
 SMALL_READ_TASKS = 64
 
@@ -193,8 +195,7 @@ class Service:
     async def _wind_down(self) -> None:
         self._feed(m.Drain())
         if self.config.app:
-            # Everything is reported before this returns: what ran, what was cut short, what never started.
-            await self.pools.stop(self.config.drain_ms_max / 1000)
+            await self._stop_pools()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_S_MAX):
                 # After a failure the coordinator hears nothing any more: what is open stays open.
@@ -204,7 +205,10 @@ class Service:
                     await self._commit()
         if not self.coordinator.idle:
             _log.warning("the ledger could not be told of all that ran: the rest is left to its evidence")
-        await self.session.leave()
+        with contextlib.suppress(TimeoutError):
+            # A node that failed may have nobody left who could tell: its session lapses, or its next life closes it.
+            async with asyncio.timeout(FAILED_STOP_S if self._exit_code else None):
+                await self.session.leave()
         if self.log.group is not None:
             self.log.group.want(False)  # now, so that others take over while we close
         for task in self._tasks:
@@ -216,6 +220,21 @@ class Service:
         self.records.close()
         self.log.close()
         self.parts.wake.close()
+
+    async def _stop_pools(self) -> None:
+        """Everything is reported before this returns: what ran, what was cut short, what never started.
+
+        But a node that failed does not wait for workers that cannot die (one that hangs in the kernel): they hold
+        the locks of their journals, and the next life asks for those.
+        """
+        stopping = asyncio.ensure_future(self.pools.stop(self.config.drain_ms_max / 1000))
+        failed_s = 0.0
+        while not stopping.done() and failed_s < FAILED_STOP_S:
+            await asyncio.wait((stopping,), timeout=STOP_LOOK_S)
+            failed_s += STOP_LOOK_S if self._exit_code else 0.0
+        if not stopping.done():
+            stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=self._exit_code != 0)
 
     def _fatal(self, error: BaseException) -> None:
         """A part can no longer be trusted. Work stops at once; the supervisor starts the node anew."""
