@@ -206,7 +206,7 @@ class Service:
         if not self.coordinator.idle:
             _log.warning("the ledger could not be told of all that ran: the rest is left to its evidence")
         with contextlib.suppress(TimeoutError):
-            # A node that failed may have nobody left who could tell: its session lapses, or its next life closes it.
+            # A node that failed may have nobody left to tell: its session lapses, or its next life closes it.
             async with asyncio.timeout(FAILED_STOP_S if self._exit_code else None):
                 await self.session.leave()
         if self.log.group is not None:
