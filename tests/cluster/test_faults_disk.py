@@ -18,6 +18,7 @@ from oncekeeper.errors import SubmitFailed
 from tests.support.real_cluster import RealCluster, eventually
 
 DISK_BYTES = 160 << 20
+LOG_BYTES = 32 << 10
 
 
 def test_a_node_whose_journal_cannot_be_written_stops_and_says_why_and_the_others_go_on(
@@ -28,10 +29,11 @@ def test_a_node_whose_journal_cannot_be_written_stops_and_says_why_and_the_other
         cluster.wait_up()
         leader = cluster.leader()
         journal = cluster.cluster.node_dir(leader) / "raft" / "journal"
-        while (size := max(each.stat().st_size for each in journal.iterdir())) < 2 * len(
+        # The node's own log says each half second that the task log cannot be written either, before it stops.
+        while (size := max(each.stat().st_size for each in journal.iterdir())) < LOG_BYTES + 2 * len(
             cluster.log_text(leader)
         ):
-            cluster.submit("once", count=20)
+            cluster.submit("once", count=100)
         cluster.wait_idle()
         # No file of this node may be longer than the journal is now: only that, its own log has room enough.
         resource.prlimit(cluster.pid(leader), resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))

@@ -111,6 +111,8 @@ def test_a_replica_with_a_damaged_or_lost_journal_learns_anew_and_votes_again_on
         await replicas["n2"].start()
         await until("n3 has learnt everything", lambda: len(healed.machine.words) == 200)  # type: ignore[attr-defined]
         await until("n3 is ready", lambda: healed.status().ready)
+        # It has caught up; and now both others must have taken an entry of its own making (raft/engine_rejoin.py).
+        await until("n3 votes again", lambda: healed._engine is not None and healed._engine.votes)
 
         await replicas["n1"].stop()
         await say(healed, [b"after"])  # n2 and n3 are a majority now: its vote counts again
