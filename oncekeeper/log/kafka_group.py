@@ -20,15 +20,15 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from oncekeeper.log.kafka_codec import items
 from oncekeeper.log.kafka_names import Names
-from oncekeeper.log.port import Fetched, Gap, Item, Undecodable
+from oncekeeper.log.kafka_stretch import Stretch
+from oncekeeper.log.port import Item
 
 _log = logging.getLogger("oncekeeper.kafka")
 
@@ -40,9 +40,6 @@ ASK_S = 5.0
 LOOK_S = 2.0  # nothing is polled meanwhile
 AGAIN_S = 1.0
 LAST_COMMIT_S = 2.0
-# Fetched and not taken, of a partition: above, it is paused, and goes on at a quarter.
-TASKS_HIGH, BYTES_HIGH = 32_768, 8 << 20
-TASKS_TOTAL, BYTES_TOTAL = 262_144, 64 << 20  # of all partitions together, and what one round brings above it
 
 NEW, CLASSIC = "consumer", "classic"
 _CLASSIC = {"partition.assignment.strategy": "cooperative-sticky", "session.timeout.ms": "6000"}
@@ -60,82 +57,6 @@ _OURS = {
 
 
 _Rebalance = Callable[[Consumer, list[TopicPartition]], None]
-
-
-class Stretch:
-    """What was fetched of one partition: every offset from ``low`` to ``high``, in order."""
-
-    def __init__(self, position: int) -> None:
-        self.low = self.high = position
-        self.tasks = 0
-        self.bytes = 0
-        self.paused = False
-        self._items: deque[Item] = deque()
-
-    def add(self, found: Sequence[Item]) -> None:
-        """``found`` may begin above ``high``: what lies between holds nothing."""
-        if found[0].base > self.high:
-            self._push(Gap(found[0].partition, self.high, found[0].base - self.high))
-        for item in found:
-            if item.end > self.high:  # below: an older fetch brought it already
-                self._push(_from(item, self.high))
-
-    def ends_at(self, number: int, offset: int) -> bool:
-        """The partition's end was seen there; True when that is news."""
-        if offset > self.high:
-            self._push(Gap(number, self.high, offset - self.high))
-            return True
-        return False
-
-    def _push(self, item: Item) -> None:
-        self._items.append(item)
-        self.high = item.end
-        self.tasks += item.end - item.base
-        self.bytes += _size(item)
-
-    def read(self, offset: int, tasks_max: int, bytes_max: int) -> list[Item]:
-        """From ``offset`` on; what lies below is forgotten."""
-        while self._items and self._items[0].end <= offset:
-            item = self._items.popleft()
-            self.tasks -= item.end - item.base
-            self.bytes -= _size(item)
-        self.low = offset
-        found: list[Item] = []
-        tasks = size = 0
-        for item in self._items:
-            tasks += item.end - max(item.base, offset)
-            size += _size(item)
-            if found and (tasks > tasks_max or size > bytes_max):
-                break
-            found.append(_from(item, offset))
-        return found
-
-    def is_full(self, stretches: int) -> bool:
-        """Whether it has its share: what a node holds in all is bounded, however many partitions it has."""
-        tasks, size = _share(stretches)
-        return self.tasks > tasks or self.bytes > size
-
-    def has_room(self, stretches: int) -> bool:
-        tasks, size = _share(stretches)
-        return self.tasks < tasks // 4 and self.bytes < size // 4
-
-
-def _share(stretches: int) -> tuple[int, int]:
-    return min(TASKS_HIGH, TASKS_TOTAL // stretches), min(BYTES_HIGH, BYTES_TOTAL // stretches)
-
-
-def _size(item: Item) -> int:
-    if isinstance(item, Fetched):
-        return sum(map(len, item.batch.bodies))
-    return len(item.raw) if isinstance(item, Undecodable) else 0
-
-
-def _from(item: Item, offset: int) -> Item:
-    if item.base >= offset:
-        return item
-    if isinstance(item, Fetched):
-        return Fetched(item.partition, offset, item.batch.part(offset - item.base, item.end - offset))
-    return Gap(item.partition, offset, item.end - offset)  # Undecodable is always of one record
 
 
 class Lost(Exception):

@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 
 from node.kafkaup.broker import Kafka
-from oncekeeper.log import kafka_group
+from oncekeeper.log import kafka_group, kafka_stretch
 from tests.support.kafka_broker import ANSWER_S, admin, create_topic, produce
 from tests.support.kafka_member import Member, member, task_values
 
@@ -91,7 +91,7 @@ def test_markers_of_transactions_are_gaps_and_a_partition_that_ends_with_one_is_
 def test_a_partition_that_nobody_reads_is_paused_and_the_others_go_on(
     kafka: Kafka, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_group, "TASKS_HIGH", 500)
+    monkeypatch.setattr(kafka_stretch, "TASKS_HIGH", 500)
     topic = f"{prefix}.q.default"
     create_topic(kafka.bootstrap(), topic, 2)
     produce(kafka.bootstrap(), topic, task_values(range(1, 20_001)), 0)
@@ -148,7 +148,7 @@ def test_what_kafka_deleted_unread_stops_its_partition_until_a_person_accepts_it
 def test_a_member_that_is_overtaken_by_deletion_is_stuck_too(
     kafka: Kafka, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_group, "TASKS_HIGH", 100)
+    monkeypatch.setattr(kafka_stretch, "TASKS_HIGH", 100)
     topic = f"{prefix}.q.default"
     create_topic(kafka.bootstrap(), topic, 1)
     values = [value[:-2] + b',"pad":"' + b"x" * 20_000 + b'"}}' for value in task_values(range(1, 2_001))]
