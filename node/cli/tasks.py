@@ -32,8 +32,6 @@ from node.cli.watching import bar
 BATCH_TASKS = 2_000
 BATCH_BYTES = 1 << 20
 COUNT_MAX = 100_000_000
-DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?")
-UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 task_app = typer.Typer(help="Single tasks.", no_args_is_help=True)
 
@@ -162,10 +160,15 @@ def due_text(delay: str | None, at: str | None, name: str = "at") -> str | None:
 
 
 def duration_ms(name: str, text: str) -> int:
-    matched = DURATION.fullmatch(text.strip())
-    if not matched:
-        raise CliError(f"{name}={text} must be a duration above 0, as in 500ms, 30s, 5m or 1h", BAD_USAGE)
-    milliseconds = round(float(matched[1]) * UNIT_MS[matched[2] or "s"])
+    from oncekeeper import durations
+
+    stripped = text.strip()
+    try:
+        milliseconds = durations.duration_ms(stripped + "s" if stripped[-1:].isdigit() else stripped)
+    except ValueError:
+        raise CliError(
+            f"{name}={text} must be a duration above 0, as in 500ms, 30s, 5m or 1h", BAD_USAGE
+        ) from None
     if milliseconds < 1:
         raise CliError(f"{name}={text} must be at least 1ms", BAD_USAGE)
     return milliseconds
