@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import time
 
+from dedup.ids import TaskId
 from node.bench import app as bench_app
 from node.bench.app import START, STARTS
 from node.bench.latency import read_starts
@@ -19,12 +20,15 @@ from node.bench.processes import memory
 from node.cli.output import CliError
 from oncekeeper import Client
 from oncekeeper.envelope import TaskBatch
-from oncekeeper.log.embedded import open_log
+from oncekeeper.log.embedded import EmbeddedLog, open_log
 
 WAIT_S_MAX = 180.0
-YEAR_MS = 365 * 86_400_000
+HOUR_MS, YEAR_MS = 3_600_000, 365 * 86_400_000
 PER_S, AT_ONCE = 1_000, 100_000
-CANCELS = 300
+CANCELS, SOME_IDS = 300, 3_000
+INSERT_STEP = 10_000
+RESTART_LEAD_MS, RESTART_MS, RESTART_STEP_MS = 6_000, 25_000, 10
+POLL_S = 0.01
 MB = 1 << 20
 
 
@@ -100,42 +104,17 @@ def _same_second(plan: Plan, client: Client) -> Row:
 
 
 def _pending(plan: Plan, nodes: Nodes, client: Client) -> list[Row]:
-    """Single tasks that are due at random times of a year, taken and kept; then cancels among them."""
-    count, draw = plan.tasks, random.Random(1)
-    now_ms = time.time_ns() // 1_000_000 + 3_600_000
-    dues = [now_ms + draw.randrange(YEAR_MS - 3_600_000 * 2) for _ in range(count)]
+    """Single tasks that are due at random times of a year, kept; then cancels and a restart."""
+    count, draw = plan.pending, random.Random(1)
     log = open_log(nodes.cluster.dir, cluster_id=nodes.cluster.cluster_id)
-    began, ids = time.monotonic(), []
     try:
-        for begin in range(0, count, 10_000):
-            some = dues[begin : begin + 10_000]
-            taken = client._ids.take(len(some))
-            ids += list(taken)
-            log.append(
-                [
-                    TaskBatch(
-                        queue="default",
-                        handler="bench.start_io",
-                        ids=taken.part(at, 1),
-                        bodies=(b'{"number":0,"sent_ns":0}',),
-                        due_ms=due_ms,
-                        submitted_ms=now_ms - 3_600_000,
-                    )
-                    for at, due_ms in enumerate(some)
-                ]
-            )
-            client.wake()
-        while sum(log.delays.counts().values()) < count:
-            if time.monotonic() - began > WAIT_S_MAX:
-                raise CliError(f"{count:,} tasks are not kept after {WAIT_S_MAX:g} s")
-            time.sleep(0.02)
-        taken_s = time.monotonic() - began
+        taken_s, some_ids = _insert(log, client, count, draw)
     finally:
         log.close()
     size = sum(path.stat().st_size for path in (nodes.cluster.dir / "log").iterdir())
     resident = max(memory(pid).rss for pid in nodes.pids.values()) / MB
     cancel_ms = []
-    for task_id in draw.sample(ids, min(CANCELS, count)):
+    for task_id in draw.sample(some_ids, min(CANCELS, len(some_ids))):
         asked = time.monotonic()
         client.cancel(task_id)
         cancel_ms.append((time.monotonic() - asked) * 1000)
@@ -164,4 +143,86 @@ def _pending(plan: Plan, nodes: Nodes, client: Client) -> list[Row]:
             p99 <= 10,
             samples=spread(cancel_ms),
         ),
+        _restart(nodes, client, count),
     ]
+
+
+def _insert(log: EmbeddedLog, client: Client, count: int, draw: random.Random) -> tuple[float, list[TaskId]]:
+    """Seconds until all are kept by the nodes, and some of their ids."""
+    now_ms = time.time_ns() // 1_000_000
+    some: list[TaskId] = []
+    began = moved = time.monotonic()
+    for begin in range(0, count, INSERT_STEP):
+        taken = client._ids.take(min(INSERT_STEP, count - begin))
+        some += list(taken.part(0, min(len(taken), max(1, SOME_IDS * INSERT_STEP // count))))
+        log.append(
+            [
+                TaskBatch(
+                    queue="default",
+                    handler="bench.start_io",
+                    ids=taken.part(at, 1),
+                    bodies=(b'{"number":0,"sent_ns":0}',),
+                    due_ms=now_ms + draw.randrange(HOUR_MS, YEAR_MS),
+                    submitted_ms=now_ms,
+                )
+                for at in range(len(taken))
+            ]
+        )
+        client.wake()
+    kept = -1
+    while (found := sum(log.delays.counts().values())) < count:
+        if found != kept:
+            kept, moved = found, time.monotonic()
+        elif time.monotonic() - moved > WAIT_S_MAX:
+            raise CliError(f"{found:,} of {count:,} tasks are kept, and no more since {WAIT_S_MAX:g} s")
+        time.sleep(0.02)
+    return time.monotonic() - began, some
+
+
+def _restart(nodes: Nodes, client: Client, pending: int) -> Row:
+    """Tasks fall due all the time; a node is killed, started again, and takes its partitions back.
+
+    Until it is back the others hold them, after its session's end; what counts is what falls due once it has
+    partitions again.
+    """
+    before = _before()
+    begin_ms = time.time_ns() // 1_000_000 + RESTART_LEAD_MS
+    numbers = range(0, RESTART_MS, RESTART_STEP_MS)
+    for number in numbers:
+        _send(client, begin_ms + number, range(number, number + 1))
+    name = next(iter(nodes.pids))
+    time.sleep(max(0.0, begin_ms / 1000 + 1 - time.time()))
+    killed = time.monotonic_ns()
+    nodes.kill(name)
+    nodes.start(name)
+    joined = _joined(nodes, name)
+    _late_ms(before, len(numbers))
+    found = read_starts(bench_app.home() / STARTS)[before : before + len(numbers)]
+    late = [(started - due) / 1e9 for _, due, started in found if due > joined]
+    away = max((started - due) / 1e9 for _, due, started in found if killed <= due <= joined)
+    if not late:
+        raise CliError(f"{name} took longer than {RESTART_MS / 1000:g} s to join: nothing is left to be late")
+    return Row(
+        "delays",
+        f"a node is killed and started again, {pending:,} pending, a third of them its own: the latest start "
+        "of what falls due from its joining on",
+        "≤ 2 s",
+        f"{max(late):.2f} s; joined after {(joined - killed) / 1e9:.1f} s, the latest until then {away:.1f} s",
+        max(late) <= 2,
+        samples=spread(late),
+    )
+
+
+def _joined(nodes: Nodes, name: str) -> int:
+    """The monotonic time, in ns, at which a node that was started owns partitions."""
+    wanted = nodes.cluster.peers[name].http
+    deadline = time.monotonic() + WAIT_S_MAX
+    while time.monotonic() < deadline:
+        asked = time.monotonic_ns()
+        answers = dict(nodes.api.ask_each("/v1/status?local=1"))
+        row = answers[wanted]
+        if row is not None and row["partitions"]:
+            return asked
+        nodes.refuse_ends()
+        time.sleep(POLL_S)
+    raise CliError(f"{name} owns no partition after {WAIT_S_MAX:g} s")

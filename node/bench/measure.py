@@ -46,6 +46,7 @@ class Plan:
     tasks: int = 200_000
     rounds: int = 3
     bulk_tasks: int = 200_000
+    pending: int = 1_000_000
     latency_s: float = 5.0
     latency_per_s: int = 200
     commands: int = 800
@@ -77,6 +78,7 @@ def quick(plan: Plan) -> dict[str, Any]:
         "tasks": min(plan.tasks, 50_000),
         "rounds": 1,
         "bulk_tasks": 100_000,
+        "pending": 50_000,
         "latency_s": 2.0,
         "commands": 200,
         "kills": 3,

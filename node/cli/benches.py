@@ -12,12 +12,16 @@ import typer
 from node.cli.output import BAD_USAGE, DONE, CliError, JsonOption, note, print_json, print_table
 
 TASKS_MIN, TASKS_MAX = 100, 10_000_000
+PENDING_MAX = 100_000_000
 
 
 def bench(
     tasks: Annotated[
         int, typer.Option("--tasks", help="No-op tasks of one round; keyed ones and threads take half.")
     ] = 200_000,
+    pending: Annotated[
+        int, typer.Option("--pending", help="Delayed tasks that wait while cancels and a restart are measured.")
+    ] = 1_000_000,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", help="Measure this alone; may be given again. See the table's first column."),
@@ -43,6 +47,8 @@ def bench(
 
     if not TASKS_MIN <= tasks <= TASKS_MAX:
         raise CliError(f"tasks={tasks} must be from {TASKS_MIN:,} to {TASKS_MAX:,}", BAD_USAGE)
+    if not TASKS_MIN <= pending <= PENDING_MAX:
+        raise CliError(f"pending={pending} must be from {TASKS_MIN:,} to {PENDING_MAX:,}", BAD_USAGE)
     check_log(log)
     groups = GROUPS if log == EMBEDDED else ON_KAFKA
     unknown = sorted(set(only or ()) - groups.keys())
@@ -50,7 +56,7 @@ def bench(
         raise CliError(f"only={unknown[0]} is none of {', '.join(groups)}", BAD_USAGE)
     if dir is not None and dir.exists() and not dir.is_dir():
         raise CliError(f"dir={dir} is not a directory", BAD_USAGE)
-    plan = Plan((dir or Path(tempfile.gettempdir())).absolute(), log=log, tasks=tasks)
+    plan = Plan((dir or Path(tempfile.gettempdir())).absolute(), log=log, tasks=tasks, pending=pending)
     if quick:
         plan = dataclasses.replace(plan, **less(plan))
     wanted = frozenset(only or groups)
