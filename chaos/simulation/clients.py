@@ -15,6 +15,7 @@ import msgspec
 
 from chaos.checkers.life import Life, State
 from chaos.simulation.loop import Clock, ProcessLoop
+from chaos.simulation.workload import POLICY
 from dedup.ids import Ids, TaskId, ids_of, keyed_id
 from node.facade import OutcomeUnknown, Unavailable
 from node.http.steer import _lay_aside
@@ -187,8 +188,6 @@ class Clients:
 
     async def _append(self, batch: TaskBatch) -> None:
         world, witness = self.world, self.world.witness
-        from chaos.simulation.cluster import POLICY
-
         for task_id in batch.ids:
             if batch.due_ms:
                 witness.due_ms.setdefault(task_id, batch.due_ms)

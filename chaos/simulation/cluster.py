@@ -10,40 +10,31 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import logging
 import traceback
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import dedup.keyed
-import node.crashpoint
-import node.deferring
-import node.http.steer
-import node.workers.crew
-import node.workers.pools
-import node.workers.slot
-import raft.engine_library
 from chaos import history as h
 from chaos.checkers import judge
 from chaos.checkers.life import TERMINAL, State
 from chaos.simulation.clients import Clients
 from chaos.simulation.disk import Loss
 from chaos.simulation.faults import Faults
-from chaos.simulation.loop import Actor, Clock, Killed, ProcessLoop, Scheduler, current
+from chaos.simulation.loop import Actor, Clock, ProcessLoop, Scheduler, current
 from chaos.simulation.machine import Machine
 from chaos.simulation.network import Network
 from chaos.simulation.process import Process, build_parts
+from chaos.simulation.seams import kept_from, seams
 from chaos.simulation.watchdog import Hung, watching
 from chaos.simulation.witness import Violation, Witness
-from chaos.simulation.workers import MachineTime, SimulatedCrew, SimulatedGuard, WorkerProcess
-from dedup.bloom import BloomFilter
+from chaos.simulation.workload import HANDLERS
 from dedup.ids import TaskId, id_text
 from node.service import Service
 from node.workers.events import WorkerStartError
-from node.workers.port import Ended, HandlerInfo, Work
+from node.workers.port import Ended, Work
 from oncekeeper.log.memory import MemoryLog
 from raft.journal import JournalFailed
 from raft.ledger_state import LedgerCorrupt
@@ -58,37 +49,8 @@ LOOK_S = 0.1
 COLLECT_EVERY = 8
 SESSIONS = ((2200, 1100, 350), (1300, 300, 300))
 """Of a run: session timeout, fence margin, heartbeat, in ms. The short one lapses while a run still has time."""
-HAND_ON_MS = (2000, 100)
 STEPS_MAX = 200_000
 """A run takes some thousands; one that is stuck for its 40 s some ten thousands."""
-
-
-def _handler(name: str, kind: str, on_doubt: str, retries: int = 3, ttr_ms: int = 3000) -> HandlerInfo:
-    return HandlerInfo(name, kind, "short", False, ttr_ms, retries, 60, 400, on_doubt, "default")
-
-
-HANDLERS = (
-    _handler("pay", "cpu", "check"),
-    _handler("mail", "io", "check"),
-    _handler("slow", "io", "check", ttr_ms=1200),
-    _handler("count", "cpu", "rerun"),
-    _handler("crunch", "io", "rerun", ttr_ms=6000),
-    _handler("post", "io", "skip"),
-    _handler("wire", "io", "hold", ttr_ms=6000),
-    _handler("bad", "cpu", "check", retries=1),
-)
-POLICY = {info.name: info.on_doubt for info in HANDLERS}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a handler will do this time."""
-
-    before_s: float
-    after_s: float
-    tell_s: float
-    raises: bool = False
-    crash: str = ""
 
 
 @dataclass(frozen=True)
@@ -255,24 +217,6 @@ class Cluster:
                 act(*args)
 
     # --- what workers do to the world ---------------------------------------------------------------------------
-
-    def plan(self, work: Work, task_id: TaskId) -> Plan:
-        draw = self.random
-        slow = work.handler in ("slow", "crunch")
-        before = (0.1 + 0.4 * draw.random()) if slow else 0.0005 + 0.004 * draw.random()
-        if work.handler == "crunch" and draw.random() < 0.3:
-            before = 1.0 + 2.0 * draw.random()  # longer than what is left of a lease
-        if work.handler in ("crunch", "wire") and self.long_work:
-            before = 2.5 + 3.0 * draw.random()  # longer than what is left of a session
-        raises = work.handler == "bad" or (work.handler == "mail" and draw.random() < 0.15)
-        crash = ""
-        # What a human has to rule on is lost more often than most, and again once it was ruled on.
-        rate = self.crashy if work.handler != "wire" else 0.6 if work.attempt > 1 else 0.15
-        if draw.random() < rate:
-            crash = draw.choice(("before", "after", "finished"))
-        if work.handler == "slow" and draw.random() < 0.02:
-            before = 1.5  # beyond its time-to-run
-        return Plan(before, 0.0003 + 0.002 * draw.random(), 0.0002, raises, crash)
 
     def started(self, machine: Machine, work: Work, task_id: TaskId) -> None:
         self.witness.started(machine, work, task_id, self.witness.due_ms.get(task_id, 0))
@@ -456,91 +400,13 @@ def _crc(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
-class CrudeFilter(BloomFilter):
-    def __init__(self, capacity: int, error_rate: float) -> None:
-        super().__init__(capacity, max(error_rate, 0.3))
-
-
-class _KillHere:
-    """Stands in for the module ``os`` in node/crashpoint.py: the death is that of the simulated process."""
-
-    @staticmethod
-    def getpid() -> int:
-        return 0
-
-    @staticmethod
-    def kill(pid: int, number: int) -> None:
-        current.loop.on_killed()
-        raise Killed
-
-
-_service_fatal = Service._fatal
-
-
-def _fatal(service: Service, error: BaseException) -> None:
-    """What stops a node is noted; then it goes its way."""
-    process = current.loop.process
-    process.world.node_failed(process, error)
-    _service_fatal(service, error)
-
-
-def _library_clock() -> float:
-    """Where the library reads its clock outside of the engine's calls."""
-    return float(current.loop.time())
-
-
-@contextlib.contextmanager
-def seams() -> Iterator[None]:
-    """The few places where the node's code reaches for a real clock, process or file by the name of a module."""
-    places: list[tuple[Any, str, Any]] = [
-        (node.workers.pools, "time", MachineTime),
-        (node.workers.pools, "Crew", SimulatedCrew),
-        (node.workers.crew, "time", MachineTime),
-        (node.workers.crew, "WorkerProcess", WorkerProcess),
-        (node.workers.crew, "GuardLink", SimulatedGuard),
-        (node.workers.slot, "time", MachineTime),
-        (node.crashpoint, "os", _KillHere),
-        (node.http.steer, "time", MachineTime),
-        (Service, "_fatal", _fatal),
-        (raft.engine_library, "_clock", _library_clock),
-        # So small and so full that it is often wrong, which is what must not matter.
-        (dedup.keyed, "FILTER_KEYS_MIN", 8),
-        (dedup.keyed, "BloomFilter", CrudeFilter),
-    ]
-    before = [(place, name, getattr(place, name)) for place, name, _ in places]
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    for place, name, stand_in in places:
-        setattr(place, name, stand_in)
-    try:
-        yield
-    finally:
-        for place, name, value in before:
-            setattr(place, name, value)
-        logging.disable(level)
-
-
-@contextlib.contextmanager
-def _kept_from(seed: int) -> Iterator[None]:
-    """From which delay on tasks go to the log's store: short ones in some runs, in some of these retries too."""
-    deferring = node.deferring
-    before = deferring.HAND_ON_MS, deferring.RETRY_HAND_ON_MS
-    deferring.HAND_ON_MS = HAND_ON_MS[seed % len(HAND_ON_MS)]
-    if seed % 4 == 3:
-        deferring.RETRY_HAND_ON_MS = deferring.HAND_ON_MS
-    try:
-        yield
-    finally:
-        deferring.HAND_ON_MS, deferring.RETRY_HAND_ON_MS = before
-
-
 def run_seed(seed: int, options: Options | None = None, plant: Callable[[], Any] | None = None) -> Report:
     """One run. ``plant``: a context manager that puts a bug into the code for the time of the run."""
     collecting = gc.isenabled()
     gc.disable()  # when memory is collected must not depend on what ran before
     try:
         planted = plant() if plant is not None else contextlib.nullcontext()
-        with seams(), _kept_from(seed), planted:
+        with seams(), kept_from(seed), planted:
             return Cluster(seed, options or Options()).run()
     finally:
         current.end()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from chaos.simulation import workload
 from chaos.simulation.loop import Actor, ProcessLoop, current
 from chaos.simulation.machine import LifeRecord, Machine
 from node.workers import journal as layout
@@ -263,7 +264,7 @@ class SimulatedWorker(Actor):
             self._report(job, position, Ended.NOT_STARTED, 0, "the node's lease ran out")
             return
         task_id = next(iter(work.ids.part(position, 1)))
-        plan = world.plan(work, task_id)
+        plan = workload.plan(world, work)
         cell = 2 * (thread if self.kind == "io" else 0)
         self.journal.cells[cell + 1] = job.entry << 32 | position
         self.journal.cells[cell] = int(self.machine.clock.time() * 1e9)
