@@ -115,7 +115,7 @@ class EmbeddedLog:
         self._turn = random.randrange(partitions)
         database.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
         self._retention = Retention(self._write, self._rows)
-        self.delays = EmbeddedDelays(self)
+        self.delays = EmbeddedDelays(self, clock_ms)
 
     @property
     def partitions(self) -> int:
@@ -229,7 +229,8 @@ class EmbeddedLog:
 
     def retain(self, keep_ms: int, now_ms: int) -> int:
         """Delete rows that lie wholly below the committed position, were stored keep_ms ago or earlier, and hold
-        no task that is delayed."""
+        no task that is delayed; and bring what is due in the next days into due order."""
+        self.delays.draw_near(range(self._partitions), now_ms)
         before_ms = now_ms - keep_ms
         return sum(self._retention.sweep(*position, before_ms) for position in self.committed().items())
 
@@ -251,6 +252,16 @@ class EmbeddedLog:
             yield
         except sqlite3.Error as error:  # a damaged file shows at any row
             raise LogUnusable(f"{self.file}: {error}") from error
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """All that is read within sees the log as of one moment."""
+        with self._reading():
+            self._query("BEGIN")
+            try:
+                yield
+            finally:
+                self._roll_back()
 
     def _rows(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         with self._reading():

@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 from oncekeeper.errors import LogUnusable
-from oncekeeper.log import embedded_delayed
+from oncekeeper.log import delay_rows
 
-FORMAT = 2
-"""2: with delayed tasks. A file of format 1 is brought up to it when it is opened; what reads format 1 only must
-not open it from then on, because it would take what positions have passed for done."""
+FORMAT = 3
+"""2: with delayed tasks; 3: with spans of them. A file of an earlier format is brought up to it when it is opened;
+what reads that format only must not open it from then on: it would take what positions have passed for done, or
+miss what is delayed for long."""
+_UPGRADES = {1: delay_rows.SCHEMA, 2: delay_rows.UPGRADE}
 CONNECT_TIMEOUT_S = 10.0  # for the pragmas and for making the tables; afterwards the log has its own
 
 _SCHEMA = """
@@ -93,7 +95,7 @@ def prepare(
         database.execute("BEGIN IMMEDIATE")
         try:
             if not _has_meta(database):  # another process may have made them meanwhile
-                for statement in (_SCHEMA + embedded_delayed.SCHEMA).split(";\n"):
+                for statement in (_SCHEMA + delay_rows.SCHEMA).split(";\n"):
                     database.execute(statement)
                 database.executemany(
                     "INSERT INTO meta VALUES (?, ?)",
@@ -109,7 +111,7 @@ def prepare(
             raise
         _sync_directory(file.parent)
     meta: dict[str, object] = dict(database.execute("SELECT name, value FROM meta"))
-    if meta.get("format") == 1:
+    if meta.get("format") in _UPGRADES:
         meta = _upgrade(database)
     if meta.get("format") != FORMAT:
         raise LogUnusable(
@@ -120,12 +122,13 @@ def prepare(
 
 
 def _upgrade(database: sqlite3.Connection) -> dict[str, object]:
-    """From format 1 to 2, all or nothing; what ``meta`` says then."""
+    """To this format, all or nothing; what ``meta`` says then."""
     database.execute("BEGIN IMMEDIATE")
     try:
         meta: dict[str, object] = dict(database.execute("SELECT name, value FROM meta"))
-        if meta.get("format") == 1:  # another process may have done it meanwhile
-            for statement in embedded_delayed.SCHEMA.split(";\n"):
+        upgrade = _UPGRADES.get(int(str(meta.get("format"))))
+        if upgrade:  # another process may have done it meanwhile
+            for statement in upgrade.split(";\n"):
                 database.execute(statement)
             database.execute("UPDATE meta SET value = ? WHERE name = 'format'", (FORMAT,))
             meta["format"] = FORMAT

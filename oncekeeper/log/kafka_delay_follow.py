@@ -49,6 +49,7 @@ AGAIN_S = 1.0
 POLL_S = 0.1
 RECORDS_MAX = 20_000
 SEEN_S = 60.0  # how often the file is told that it is current
+DRAW_S = 60.0  # how often is looked, while nothing is read, for what comes near
 DELETE_RETENTION_MS = 86_400_000  # Kafka's own
 _OURS = {
     "queued.min.messages": "50000",
@@ -105,6 +106,7 @@ class Follower:
         self._asked: tuple[int, dict[int, int]] = (0, {})
         self._ask_at = 0.0
         self._seen_at = 0.0
+        self._draw_at = 0.0
         self._thread = threading.Thread(target=self._run, name="kafka-delays", daemon=True)
 
     def start(self) -> None:
@@ -291,6 +293,10 @@ class Follower:
         records = self._consumer.consume(1, POLL_S)
         if records:
             records += self._consumer.consume(RECORDS_MAX, 0)
+        if time.monotonic() >= self._draw_at:
+            assert self._index is not None
+            more = self._index.draw_near()
+            self._draw_at = time.monotonic() + (0 if more else DRAW_S)
         found, others = self._sort(records)
         if found:
             self._apply(found)

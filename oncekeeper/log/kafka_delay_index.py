@@ -2,7 +2,7 @@
 
 The source of truth is a compacted topic (kafka_delayed.py). A node applies its records to this file and finds in
 it what is due, in due order, and any task by its id. Waiting tasks are rows as in the embedded log's file, and are
-kept by the same statements (embedded_delayed.py); their messages stand beside them, one a task.
+kept by the same statements (delay_rows.py); their messages stand beside them, one a task.
 
 ``apply`` stores records and the *position*, the source's offset up to which everything is here, in one
 transaction. So the file says by itself what it holds, a crash leaves it at some earlier position with exactly the
@@ -16,9 +16,7 @@ source for longer may have missed one, and would keep a task that ended long ago
 and what is too old is to be begun anew.
 
 Each message has a checksum, because SQLite checks no pages, and repeats the due time of its row: one that a disk
-has changed would start a task early. Due times fall all over the index by due time, and each page that a
-transaction touches is written once for all of its rows: ``apply`` wants tens of thousands of records at a time when
-there are many.
+has changed would start a task early.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby, islice
 from pathlib import Path
@@ -39,22 +37,21 @@ import msgspec
 
 from dedup.ids import TaskId
 from oncekeeper.errors import LogUnusable
-from oncekeeper.log import embedded_delayed as rows_of
+from oncekeeper.log import delay_rows as rows_of
+from oncekeeper.log.delay_rows import OFFSETS, SHIFT, Row
 from oncekeeper.log.delayed import WAYS, Delayed, Place, after_in, counted, gathered
 from oncekeeper.log.kafka_codec import items
 from oncekeeper.log.port import Fetched, Gap, Undecodable
 
 _log = logging.getLogger("oncekeeper.kafka")
 
-FORMAT = 2
+FORMAT = 3
 CACHE_BYTES = 32 << 20
 READ_CACHE_BYTES = 8 << 20
 BUSY_S = 5.0
 
 PUT, MOVE, END = "put", "move", "end"
 
-_SHIFT = 44
-_OFFSETS = (1 << _SHIFT) - 1
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE sources (
@@ -179,8 +176,16 @@ class IndexFile:
 class DelayIndex(IndexFile):
     """The writer's side: one thread of one process."""
 
-    def __init__(self, file: Path, cluster_id: str, generation: str, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        file: Path,
+        cluster_id: str,
+        generation: str,
+        cache_bytes: int = CACHE_BYTES,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
         super().__init__(file, cache_bytes)
+        self._clock_ms = clock_ms
         self._meta = {"format": FORMAT, "cluster_id": cluster_id, "generation": generation}
 
     def open(self) -> None:
@@ -205,7 +210,7 @@ class DelayIndex(IndexFile):
             for statement in (_SCHEMA + rows_of.SCHEMA).split(";\n"):
                 database.execute(statement)
             database.executemany("INSERT INTO meta VALUES (?, ?)", list(self._meta.items()))
-            database.execute("INSERT INTO seen VALUES (?)", (time.time_ns() // 1_000_000,))
+            database.execute("INSERT INTO seen VALUES (?)", (self._clock_ms(),))
 
     def reset(self, why: str) -> None:
         """Delete the file and begin anew: every position is 0 then."""
@@ -249,18 +254,29 @@ class DelayIndex(IndexFile):
         """By source: its records in order, and the offset below which everything is here now.
 
         ``seen_ms``: the time, if these are the ends of all sources."""
-        slots = dict(self._slots)
+        slots, now_ms = dict(self._slots), self._clock_ms()
         with self._write() as database:
             for source, (changes, position) in found.items():
                 for kind, some in groupby(changes, key=lambda change: change.kind):
-                    _apply(database, slots, kind, list(some))
+                    _apply(database, slots, kind, list(some), now_ms)
                 database.execute("INSERT OR REPLACE INTO sources VALUES (?, ?)", (source, position))
             if seen_ms:
                 database.execute("UPDATE seen SET ms = ?", (seen_ms,))
         self._slots = slots
 
+    def draw_near(self) -> bool:
+        """Upkeep: bring some rows that are due in the next days into due order; whether there may be more."""
+        now_ms = self._clock_ms()
+        for slot in rows_of.to_draw(self._rows, self._slots.values(), now_ms)[:1]:
+            with self._write() as database:
+                rows_of.draw_near(database, slot, now_ms)
+            return True
+        return False
 
-def _apply(database: sqlite3.Connection, slots: dict[int, int], kind: str, changes: list[Change]) -> None:
+
+def _apply(
+    database: sqlite3.Connection, slots: dict[int, int], kind: str, changes: list[Change], now_ms: int
+) -> None:
     """Changes of one kind, in order."""
     at = {
         (_slot_for(database, slots, change.partition), change.offset): change for change in reversed(changes)
@@ -269,32 +285,31 @@ def _apply(database: sqlite3.Connection, slots: dict[int, int], kind: str, chang
         at |= {(slots[change.partition], change.offset): change for change in changes}
     placed = sorted(at.items(), key=lambda item: item[0])
     if kind == PUT:
-        rows = rows_of._not_standing(database, _gather(placed))
+        rows = rows_of.not_standing(database, _gather(placed))
     else:
-        rows_of._carve(database, gathered(Place(slot, offset) for (slot, offset), _ in placed))
+        rows_of.carve(database, gathered(Place(slot, offset) for (slot, offset), _ in placed), now_ms)
         if kind == END:
-            gone = [(slot << _SHIFT | offset,) for (slot, offset), _ in placed]
+            gone = [(slot << SHIFT | offset,) for (slot, offset), _ in placed]
             database.executemany("DELETE FROM messages WHERE place = ?", gone)
             return
         # A row as it says of itself: where it stood before may be compacted away.
         rows = _gather(placed)
-    database.executemany(rows_of._INSERT, rows)
-    rows_of._count(database, rows, 1)
+    rows_of.insert(database, rows, now_ms)
     database.executemany(
         f"INSERT OR {'IGNORE' if kind == PUT else 'REPLACE'} INTO messages VALUES (?, ?, ?, ?, ?)",
         [
-            (slot << _SHIFT | offset, new.id, _id_hash(new.id), _crc(new), new.message)
+            (slot << SHIFT | offset, new.id, _id_hash(new.id), _crc(new), new.message)
             for (slot, offset), new in placed
         ],
     )
 
 
-def _gather(placed: Sequence[tuple[tuple[int, int], Change]]) -> list[tuple[int, int, int, int, int]]:
+def _gather(placed: Sequence[tuple[tuple[int, int], Change]]) -> list[Row]:
     """Neighbours (in order) of one head and one time as rows of the table ``delayed``."""
-    rows: list[tuple[int, int, int, int, int]] = []
+    rows: list[Row] = []
     end = head = -1
     for (slot, offset), change in placed:
-        place = slot << _SHIFT | offset
+        place = slot << SHIFT | offset
         if rows and place == end and (change.head, change.due_ms, change.way) == (head, *rows[-1][3:]):
             rows[-1] = (rows[-1][0], rows[-1][1] + 1, *rows[-1][2:])
         else:
@@ -340,6 +355,18 @@ class IndexReads(IndexFile):
             self._connect()
             self._open_database().execute("PRAGMA query_only = 1")
 
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """All that is read within sees the file as of one moment."""
+        database = self._open_database()
+        with self._guarded():
+            database.execute("BEGIN")
+            try:
+                yield
+            finally:
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+
     def _slot(self, partition: int) -> int | None:
         if partition not in self._slots:
             self._learn()
@@ -358,41 +385,39 @@ class IndexReads(IndexFile):
         self, partitions: Iterable[int], until_ms: int, after: Delayed | None, limit: int
     ) -> list[Delayed]:
         found = []
-        for partition in sorted(set(partitions)):
-            if (slot := self._slot(partition)) is None:
-                continue
-            due_ms, offset = after_in(partition, after)
-            rows = self._rows(
-                "SELECT due_ms, place, count, way FROM delayed INDEXED BY delayed_by_due"
-                " WHERE partition = ?1 AND due_ms >= ?2 AND due_ms <= ?4 AND (due_ms, place) > (?2, ?3)"
-                " ORDER BY due_ms, place LIMIT ?5",
-                (slot, due_ms, (slot << _SHIFT) + min(offset, _OFFSETS), until_ms, limit),
-            )
-            found.append([Delayed(due, partition, at & _OFFSETS, n, WAYS[way]) for due, at, n, way in rows])
+        with self._snapshot():
+            for partition in sorted(set(partitions)):
+                if (slot := self._slot(partition)) is None:
+                    continue
+                due_ms, offset = after_in(partition, after)
+                cursor = due_ms, (slot << SHIFT) + min(offset, OFFSETS)
+                rows = rows_of.due(self._rows, slot, cursor, until_ms, limit)
+                found.append(
+                    [Delayed(at, partition, place & OFFSETS, n, WAYS[way]) for at, place, n, way in rows]
+                )
         return list(islice(heapq.merge(*found), limit))
 
     def standing(self, place: Place) -> list[Delayed]:
         """The parts of rows at these places, whatever time they wait for."""
         if (slot := self._slot(place.partition)) is None:
             return []
-        start = slot << _SHIFT | place.offset
+        start = slot << SHIFT | place.offset
         end = start + place.count
         found = []
-        for at, count, _, due_ms, way in self._rows(rows_of._OVERLAPPING, (start, end)):
+        for at, count, _, due_ms, way in rows_of.overlapping(self._rows, start, end):
             low, high = max(at, start), min(at + count, end)
-            if low < high:
-                found.append(Delayed(due_ms, place.partition, low & _OFFSETS, high - low, WAYS[way]))
+            found.append(Delayed(due_ms, place.partition, low & OFFSETS, high - low, WAYS[way]))
         return found
 
     def ids(self, place: Place | Delayed) -> list[tuple[int, TaskId]]:
         """Offset and id of each task that waits at these places."""
         if (slot := self._slot(place.partition)) is None:
             return []
-        start = slot << _SHIFT | place.offset
+        start = slot << SHIFT | place.offset
         rows = self._rows(
             "SELECT place, id FROM messages WHERE place >= ? AND place < ?", (start, start + place.count)
         )
-        return [(at & _OFFSETS, task_id) for at, task_id in rows]
+        return [(at & OFFSETS, task_id) for at, task_id in rows]
 
     def fetch(self, rows: Sequence[Delayed]) -> list[tuple[Delayed, Fetched | Undecodable]]:
         found: list[tuple[Delayed, Fetched | Undecodable]] = []
@@ -403,7 +428,7 @@ class IndexReads(IndexFile):
         return found
 
     def _messages(self, row: Delayed) -> Iterator[tuple[Delayed, Fetched | Undecodable]]:
-        start = (self._slot(row.partition) or 0) << _SHIFT | row.offset
+        start = (self._slot(row.partition) or 0) << SHIFT | row.offset
         rows = self._rows(
             "SELECT place, id, crc, message FROM messages WHERE place >= ? AND place < ?",
             (start, start + row.count),
@@ -415,7 +440,7 @@ class IndexReads(IndexFile):
             sound = isinstance(message, bytes) and isinstance(task_id, int | bytes)
             if not sound or _checksum(task_id, WAYS.index(row.then), message) != crc:
                 raise IndexDamaged(f"{self.file}: task {task_id!r}: its checksum is not {crc!r}")
-        records = [_Record(place & _OFFSETS, message) for place, _, _, message in rows]
+        records = [_Record(place & OFFSETS, message) for place, _, _, message in rows]
         for item in items(row.partition, "", 0, records):
             assert not isinstance(item, Gap)  # the places follow one another
             if isinstance(item, Fetched) and item.batch.due_ms != row.due_ms:
@@ -432,9 +457,9 @@ class IndexReads(IndexFile):
         return sorted(
             row
             for (place,) in places
-            for row in self.standing(Place(self._partition(place >> _SHIFT), place & _OFFSETS))
+            for row in self.standing(Place(self._partition(place >> SHIFT), place & OFFSETS))
         )
 
     def counts(self) -> dict[int, int]:
-        found = self._rows("SELECT partition, tasks FROM delayed_counts")
-        return counted({self._partition(slot): tasks for slot, tasks in found})
+        found = rows_of.counts(self._rows)
+        return counted({self._partition(slot): tasks for slot, tasks in found.items()})

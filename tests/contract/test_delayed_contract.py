@@ -26,10 +26,13 @@ def copies() -> bool:
     return False
 
 
-@pytest.fixture(params=["embedded", "memory"])
+@pytest.fixture(params=["embedded", "embedded, all is far off", "memory"])
 def log(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[EmbeddedLog | MemoryLog]:
     makers: dict[str, Callable[[], EmbeddedLog | MemoryLog]] = {
         "embedded": lambda: open_log(tmp_path / "tasks.db", create=True, partitions=4, clock_ms=clock),
+        "embedded, all is far off": lambda: open_log(
+            tmp_path / "tasks.db", create=True, partitions=4, clock_ms=lambda: 0
+        ),
         "memory": lambda: MemoryLog(4, clock),
     }
     log = makers[request.param]()

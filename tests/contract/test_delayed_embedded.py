@@ -6,13 +6,15 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dedup.ids import Ids
 from oncekeeper.envelope import TaskBatch
+from oncekeeper.log.delay_rows import SPAN_SHIFT, SPANS_NEAR
 from oncekeeper.log.delayed import RUN, Deferral, Delayed, Place
 from oncekeeper.log.embedded import EmbeddedLog, open_log
 from oncekeeper.log.embedded_file import log_path
@@ -21,6 +23,15 @@ from oncekeeper.log.port import Fetched, Undecodable, Unsent
 ROOT = Path(__file__).parents[2]
 NOW_MS = 1_800_000_000_000
 FAR_MS = NOW_MS + 10**12
+
+FORMAT_2 = """
+CREATE TABLE delayed (
+    place INTEGER PRIMARY KEY,     -- partition << 44 | offset of the first task
+    count INTEGER NOT NULL,
+    partition INTEGER NOT NULL,
+    due_ms INTEGER NOT NULL,       -- epoch
+    way INTEGER NOT NULL           -- what happens then: 0 run, 1 enqueue
+)"""
 
 
 @pytest.fixture
@@ -72,6 +83,66 @@ def test_a_log_of_the_format_before_is_brought_up_to_this_one_and_keeps_its_task
     third = open_log(tmp_path)
     assert everything(third) == [row]
     third.close()
+
+
+def test_a_log_without_spans_is_brought_up_to_them_and_keeps_what_is_delayed(
+    tmp_path: Path, log: EmbeddedLog
+) -> None:
+    row = deferred(log, 10, 2)
+    log.close()
+    sql(
+        tmp_path,
+        "DROP INDEX delayed_by_span",
+        "DROP INDEX delayed_by_due",
+        "ALTER TABLE delayed RENAME TO newer",
+        FORMAT_2,
+        "INSERT INTO delayed SELECT place, count, partition, due_ms, way FROM newer",
+        "DROP TABLE newer",
+        "CREATE INDEX delayed_by_due ON delayed (partition, due_ms)",
+        "UPDATE meta SET value = 2 WHERE name = 'format'",
+    )
+    again = open_log(tmp_path)
+    assert everything(again) == [row]
+    more = deferred(again, 20, 2)
+    assert everything(again) == sorted([row, more])
+    again.close()
+
+
+def far_and_near(log: EmbeddedLog) -> set[object]:
+    return {span for (span,) in log._rows("SELECT span FROM delayed")}
+
+
+def test_retention_brings_into_order_what_is_due_in_the_next_days(tmp_path: Path) -> None:
+    log = open_log(tmp_path / "far", create=True, partitions=4, clock_ms=lambda: 0)
+    rows = sorted(deferred(log, start, 2) for start in range(10, 90, 10))
+    assert far_and_near(log) == {NOW_MS >> SPAN_SHIFT}
+    log.retain(10**15, NOW_MS - (SPANS_NEAR + 1 << SPAN_SHIFT))
+    assert far_and_near(log) == {NOW_MS >> SPAN_SHIFT}
+    log.retain(10**15, NOW_MS - (SPANS_NEAR << SPAN_SHIFT))
+    assert far_and_near(log) == {None}
+    assert everything(log) == rows
+    log.close()
+
+
+def test_what_is_brought_into_order_while_somebody_reads_is_seen_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(tmp_path / "far", create=True, partitions=4, clock_ms=lambda: 0)
+    rows = sorted(deferred(log, start, 2) for start in range(10, 90, 10))
+    other = open_log(tmp_path / "far")
+    ask = log._rows
+    drawn = []
+
+    def then_draw(statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        answer = ask(statement, values)
+        drawn.append(other.delays.draw_near(range(4), NOW_MS))
+        return answer
+
+    monkeypatch.setattr(log, "_rows", then_draw)
+    assert everything(log) == rows
+    assert sum(drawn) == len(rows)
+    other.close()
+    log.close()
 
 
 def test_what_one_process_deferred_another_finds_moves_and_drops(tmp_path: Path, log: EmbeddedLog) -> None:
@@ -144,6 +215,7 @@ WRITER = """
 import sys
 from dedup.ids import Ids
 from oncekeeper.envelope import TaskBatch
+from oncekeeper.log.delay_rows import SPAN_SHIFT, SPANS_NEAR
 from oncekeeper.log.delayed import RUN, Deferral, Place
 from oncekeeper.log.embedded import open_log
 log = open_log(sys.argv[1])

@@ -19,6 +19,7 @@ from oncekeeper.envelope import TaskBatch, encode_task
 from oncekeeper.log.delayed import ENQUEUE, RUN, WAYS, Delayed
 from oncekeeper.log.kafka_delay_index import (
     END,
+    FORMAT,
     MOVE,
     PUT,
     Change,
@@ -242,7 +243,7 @@ def test_the_index_of_another_cluster_or_source_is_begun_anew_and_it_says_so(
     assert (again.writer.positions(), again.everything()) == ({}, [])
     assert "deleted, and rebuilt" in caplog.text
     assert (
-        f"belongs to cluster_id=cluster-1, format=2, generation=topic-1, not to cluster_id={cluster}"
+        f"belongs to cluster_id=cluster-1, format={FORMAT}, generation=topic-1, not to cluster_id={cluster}"
         in caplog.text
     )
     again.close()

@@ -79,8 +79,8 @@ def test_opening_says_what_does_not_agree(tmp_path: Path, log: EmbeddedLog) -> N
 
 
 def test_a_newer_format_is_refused(tmp_path: Path, log: EmbeddedLog) -> None:
-    sql(tmp_path, "UPDATE meta SET value = 3 WHERE name = 'format'")
-    with pytest.raises(LogUnusable, match="format 3 is not the format 2 that this version reads"):
+    sql(tmp_path, "UPDATE meta SET value = 99 WHERE name = 'format'")
+    with pytest.raises(LogUnusable, match="format 99 is not the format 3 that this version reads"):
         open_log(tmp_path)
 
 
