@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from node.parts import GroupPart
+from node.parts import DelayIndexPart, GroupPart
 from oncekeeper.errors import LogUnusable
 from oncekeeper.log.delayed import DelayReads
 from oncekeeper.log.opening import LogPlugin, Place
@@ -101,6 +101,38 @@ def _indexed(place: Place, name: str) -> Place:
     return msgspec.structs.replace(place, index_dir=place.index_dir / name)
 
 
+class FollowedIndex:
+    """DelayIndexPart over a follower of the log's delayed tasks."""
+
+    def __init__(self, follower: Any, group: GroupPart, look: Callable[[Callable[[Any], None]], Any]) -> None:
+        self._follower = follower
+        self._group = group
+        self._look = look
+
+    def expect(self) -> None:
+        self._follower.expect_current()
+
+    async def see(self, within_s: float) -> None:
+        try:
+            async with asyncio.timeout(within_s):
+                await self._look(lambda log: log.delays.catch_up(within_s))
+        except (LogUnusable, TimeoutError):
+            self.expect()
+
+    def watch(self, on_change: Callable[[frozenset[int]], None]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def tell(partitions: frozenset[int]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is leaving
+                loop.call_soon_threadsafe(told, partitions)
+
+        def told(partitions: frozenset[int]) -> None:
+            if ours := partitions & self._group.positions.keys():
+                on_change(ours)
+
+        self._follower.on_change = tell
+
+
 class GroupLog:
     """LogPart (node/parts.py) over a plugin that has a group."""
 
@@ -122,44 +154,15 @@ class GroupLog:
             "log", lambda: cast(TaskLog, _Committing(self._keeping(plugin.open(writing, create=True)), group))
         )
         self._looker = _Handle("look", lambda: self._keeping(plugin.open(looking, create=False)))
+        self.delay_index: DelayIndexPart | None = None
         if self._follower is not None:
+            self.delay_index = FollowedIndex(self._follower, group, self.look)
             self._follower.start()
 
     def _keeping(self, log: Any) -> Any:
         if self._follower is not None:
             log.keep_delayed(self._follower)
         return log
-
-    def expect_delays(self) -> None:
-        """Start nothing by the index of delayed tasks before it has what was written until now."""
-        if self._follower is not None:
-            self._follower.expect_current()
-
-    async def see_delays(self, within_s: float) -> None:
-        """The same, and know it already if that does not take long."""
-        if self._follower is None:
-            return
-        try:
-            async with asyncio.timeout(within_s):
-                await self.look(lambda log: cast(Any, log).delays.catch_up(within_s))
-        except (LogUnusable, TimeoutError):
-            self.expect_delays()
-
-    def watch_delays(self, on_change: Callable[[frozenset[int]], None]) -> None:
-        """Tell the loop that calls this of partitions for which others put or moved delayed tasks."""
-        if self._follower is None:
-            return
-        loop = asyncio.get_running_loop()
-
-        def tell(partitions: frozenset[int]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is leaving
-                loop.call_soon_threadsafe(told, partitions)
-
-        def told(partitions: frozenset[int]) -> None:
-            if ours := partitions & self._member.positions.keys():
-                on_change(ours)
-
-        self._follower.on_change = tell
 
     async def run(self, work: Callable[[TaskLog], T]) -> T:
         return await self._writer.run(work)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from node.parts import GroupPart
+from node.parts import DelayIndexPart, GroupPart
 from oncekeeper.log.port import TaskLog
 
 T = TypeVar("T")
@@ -27,6 +27,7 @@ class LogThread:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log")
 
     group: GroupPart | None = None
+    delay_index: DelayIndexPart | None = None
 
     async def run(self, work: Callable[[TaskLog], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, self._writer)

@@ -106,6 +106,22 @@ class GroupPart(Protocol):
     ) -> None: ...
 
 
+class DelayIndexPart(Protocol):
+    """A log's delayed tasks, where a node finds them by an index that is a moment behind (node/grouplog.py)."""
+
+    def watch(self, on_change: Callable[[frozenset[int]], None]) -> None:
+        """Tell the loop that calls this of partitions of ours for which others put or moved delayed tasks."""
+        ...
+
+    def expect(self) -> None:
+        """Start nothing by the index before it has what was written until now."""
+        ...
+
+    async def see(self, within_s: float) -> None:
+        """The same, and know it already if that does not take long."""
+        ...
+
+
 class LogPart(Protocol):
     """node/logthread.py: reads at once, writes awaited."""
 
@@ -115,6 +131,11 @@ class LogPart(Protocol):
     @property
     def group(self) -> GroupPart | None:
         """None: who owns what is computed from the ledger (node/ownership.py)."""
+        ...
+
+    @property
+    def delay_index(self) -> DelayIndexPart | None:
+        """None: what anybody wrote of delayed tasks is seen at once, or the log keeps none."""
         ...
 
     async def run(self, work: Callable[[TaskLog], T]) -> T: ...

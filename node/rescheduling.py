@@ -23,7 +23,7 @@ from typing import Protocol, TypeVar
 from dedup.ids import TaskId, ids_of
 from node.facade import Unavailable
 from oncekeeper.envelope import ENQUEUED
-from oncekeeper.log.delayed import DelayStore, Place, delays_of
+from oncekeeper.log.delayed import Place, delays_of, store_of
 from oncekeeper.log.port import TaskLog
 from raft.commands import Answer, Answered, Command, Hold, Outcome
 from raft.ledger import Ledger
@@ -167,15 +167,9 @@ def _known(log: TaskLog, task_id: TaskId) -> _Known | None:
     return _Known(any(place.batch.due_ms and place.batch.then != ENQUEUED for place in places), bool(places))
 
 
-def _store(log: TaskLog) -> DelayStore:
-    delays = delays_of(log)
-    assert delays is not None
-    return delays
-
-
 def _move(log: TaskLog, task_id: TaskId, due_ms: int) -> frozenset[int]:
     """Its partitions; none if it is not there."""
-    delays = _store(log)
+    delays = store_of(log)
     rows = delays.find(task_id)
     if not rows or not delays.move([Place(row.partition, row.offset) for row in rows], due_ms):
         return frozenset()

@@ -133,7 +133,7 @@ class RunningNode:
         return group is not None and group.skip(partition)
 
     async def delays_changed(self, partitions: frozenset[int], timeout_ms: int) -> bool:
-        return await self._service.delays_changed(partitions, timeout_ms)
+        return await self._service.delays.changed(partitions, timeout_ms)
 
     async def wait_settled(self, task_id: TaskId, timeout_ms: int) -> bool:
-        return await self._service.wait_settled(task_id, timeout_ms)
+        return await self._service.settled.wait(task_id, timeout_ms)

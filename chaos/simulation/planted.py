@@ -16,11 +16,14 @@ import dedup.keyed
 import node.coordinator
 import node.doubt
 import node.offsets
+import node.performing
 import node.service
 import node.session
 import node.settling
 import node.sweeper
+import node.sweeping
 import node.testify
+import node.testifying
 import node.workers.pools
 import node.workers.slot
 import node.workers.testimony
@@ -441,11 +444,11 @@ PLANTS: tuple[Plant, ...] = (
         "aside-not-stored",
         "a message counts as put aside before the log has it",
         _edit(
-            node.service.Service,
+            node.performing.Performing,
             "_store_aside",
-            "await self._with_disk(lambda log: log.put_aside(tasks))\n    self._feed(m.AsideStored(ticket))",
-            "self._feed(m.AsideStored(ticket))\n    await asyncio.sleep(1.0)\n"
-            "    await self._with_disk(lambda log: log.put_aside(tasks))",
+            "await self._log.run(lambda log: log.put_aside(tasks))\n    self.feed(m.AsideStored(ticket))",
+            "self.feed(m.AsideStored(ticket))\n    await asyncio.sleep(1.0)\n"
+            "    await self._log.run(lambda log: log.put_aside(tasks))",
         ),
     ),
     Plant(
@@ -513,9 +516,9 @@ PLANTS: tuple[Plant, ...] = (
         "stale-sweep",
         "a leader sweeps by a ledger that may be behind (found by seed 298)",
         _edit(
-            node.service.Service,
-            "_sweep_tasks",
-            "while not await self.replica.barrier(BARRIER_MS):",
+            node.sweeping.Sweeping,
+            "_sweep",
+            "while not await self._barrier():",
             "while False:",
         ),
     ),
@@ -523,12 +526,14 @@ PLANTS: tuple[Plant, ...] = (
     Plant(
         "absence-is-proof",
         'an incomplete work journal proves "never started"',
-        _edit(node.service, "testimonies", "life_evidence is not None and life_evidence.complete", "True"),
+        _edit(node.testifying, "testimonies", "life_evidence is not None and life_evidence.complete", "True"),
     ),
     Plant(
         "wrong-life-testifies",
         "the journals of a life before tell of this process's own former session (found by a hanging worker)",
-        _edit(node.service.Service, "_testify", "lives(suspects, evidence.lives())", "lives(suspects, kept)"),
+        _edit(
+            node.testifying.Testifying, "speak", "lives(suspects, evidence.lives())", "lives(suspects, kept)"
+        ),
     ),
     Plant(
         "boot-id-ignored",

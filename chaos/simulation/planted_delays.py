@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import node.coordinator
 import node.deferring
+import node.delaykeeping
 import node.dues
-import node.service
 from chaos.simulation.plants import Plant, edit
 
 _deferring = node.deferring.Deferring
@@ -16,14 +16,14 @@ DELAYS = (
         "passed-before-kept",
         "a position passes a delayed task before the store has it durably",
         edit(
-            node.service.Service,
-            "_keep_delayed",
-            "event = await self._with_disk(lambda log: answer_of_store(log.delays, effect))",
+            node.delaykeeping.DelayKeeping,
+            "write",
+            "event = await self._patient.run(lambda log: answer_of_store(store_of(log), effect))",
             "event = m.Deferred(effect.ticket) if is_defer else None\n"
             "    if is_defer:\n"
             "        self._feed(event)\n"
             "        await asyncio.sleep(0.6)\n"
-            "    event2 = await self._with_disk(lambda log: answer_of_store(log.delays, effect))\n"
+            "    event2 = await self._patient.run(lambda log: answer_of_store(store_of(log), effect))\n"
             "    if is_defer:\n"
             "        return\n"
             "    event = event2",

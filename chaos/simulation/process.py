@@ -42,6 +42,7 @@ class NodeLog:
         self._writer = _Writer(process, log)
 
     group = None  # ownership is the ledger's
+    delay_index = None  # what one node wrote, all see at once
 
     async def look(self, work: Callable[[Any], T]) -> T:
         return await self.run(work)

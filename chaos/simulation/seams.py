@@ -13,6 +13,7 @@ import node.deferring
 import node.http.delays
 import node.http.schedules
 import node.http.steer
+import node.rescheduling
 import node.schedules
 import node.workers.crew
 import node.workers.pools
@@ -73,10 +74,10 @@ def seams() -> Iterator[None]:
         (node.http.steer, "time", MachineTime),
         (node.http.schedules, "time", MachineTime),
         # As the sessions of a run are to those of a user: shorter by as much.
-        (node.http.delays, "HOLD_MS", 5_000),
-        (node.http.delays, "ASK_S", 3.4),
         (node.http.delays, "ASK_PEER_MS", 500),
-        (node.http.delays, "FIND_S", 1.0),
+        (node.rescheduling, "HOLD_MS", 5_000),
+        (node.rescheduling, "TELL_S", 3.4),
+        (node.rescheduling, "FIND_S", 1.0),
         (node.schedules, "BACKLOG_MAX", 6),
         (Service, "_fatal", _fatal),
         (raft.engine_library, "_clock", _library_clock),

@@ -121,6 +121,14 @@ def delays_of(log: object) -> DelayStore | None:
     return store
 
 
+def store_of(log: object) -> DelayStore:
+    """The store of a log that is known to have one."""
+    store = delays_of(log)
+    if store is None:
+        raise TypeError(f"{type(log).__name__} keeps no delayed tasks")
+    return store
+
+
 def enqueued(batch: TaskBatch) -> TaskBatch:
     """What is appended when these tasks are due: they keep their due time, and wait for it no more."""
     return msgspec.structs.replace(batch, then=ENQUEUED)

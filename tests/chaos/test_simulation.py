@@ -17,7 +17,7 @@ import pytest
 from chaos.simulation.cluster import Options, run_seed
 from chaos.simulation.planted import BY_NAME, PLANTS
 from chaos.simulation.runner import run_one
-from node.service import Service
+from node.performing import Performing
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = range(1000, 1000 + int(os.environ.get("ONCEKEEPER_TEST_SEEDS", "100")))
@@ -157,11 +157,11 @@ def spinning():
         while True:
             pass
 
-    before, Service._tick = Service._tick, spin
+    before, Performing._tick = Performing._tick, spin
     try:
         yield
     finally:
-        Service._tick = before
+        Performing._tick = before
 
 
 def test_a_step_that_never_ends_is_ended_and_told():
