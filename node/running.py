@@ -8,8 +8,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dedup.ids import TaskId
-from node.facade import LocalStatus, NodeIdentity, PartitionStatus, PeerAnswer
+from node.facade import LocalStatus, NodeIdentity, PartitionStatus, PeerAnswer, Unavailable
 from node.records import Records
+from node.workers.events import WorkerStartError
 from node.workers.port import HandlerInfo
 from oncekeeper.envelope import TaskBatch
 from oncekeeper.log.port import Appended, TaskLog
@@ -110,7 +111,10 @@ class RunningNode:
         await self._service.barrier(timeout_ms)
 
     async def validate(self, handler: str, bodies: Sequence[bytes]) -> tuple[int, str] | None:
-        return await self._service.pools.validate(handler, bodies)
+        try:
+            return await self._service.pools.validate(handler, bodies)
+        except WorkerStartError as error:  # as when the lease runs out, and all workers are killed
+            raise Unavailable(str(error)) from error
 
     async def append(self, batches: Sequence[TaskBatch]) -> list[Appended]:
         appended = await self._service.log.run(lambda log: log.append(batches))
