@@ -29,7 +29,7 @@ from typing import assert_never
 
 from dedup.runmap import RunMap
 from node import messages as m
-from node.deferring import DEFERRING_MAX, Deferring, Found, is_far_retry, is_kept
+from node.deferring import DEFERRING_MAX, Deferring, Found, due_by_message, is_far_retry, is_kept
 from node.doubt import Doubts
 from node.flow import Lane
 from node.partitions import Partitions
@@ -270,13 +270,13 @@ class Coordinator:
     def _route(self, piece: Piece, span: Span) -> None:
         if self._delays is not None and self._is_for_store(piece, span):
             early_ms = self._wall_ms + span.detail if span.outcome is Outcome.EARLY else 0
-            self._delays.hand_on(piece, max(early_ms, piece.batch.due_ms if piece.row is None else 0))
+            self._delays.hand_on(piece, max(early_ms, due_by_message(piece)))
             return
         match span.outcome:
             case Outcome.NEW | Outcome.UNALLOCATED | Outcome.GRANTED:
                 # Unallocated here may only mean that this replica is behind: the claim's answer is final.
-                wait_ms = piece.batch.due_ms - self._wall_ms
-                if piece.row is None and piece.batch.due_ms and wait_ms > 0:
+                wait_ms = due_by_message(piece) - self._wall_ms
+                if wait_ms > 0:
                     # Not for all of the wait: a wall clock that was wrong when we looked may be right by then.
                     self._wait(piece, min(wait_ms, DUE_LOOK_MS), Outcome.EARLY)
                 else:

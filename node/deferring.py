@@ -46,6 +46,15 @@ def is_kept(batch: TaskBatch) -> bool:
     return bool(batch.due_ms) and batch.then != ENQUEUED and is_far(batch.due_ms - batch.submitted_ms)
 
 
+def due_by_message(piece: Piece) -> int:
+    """Until when it waits because its message says so; 0: it does not.
+
+    What came from the store waits by the store alone, and what is enqueued has waited: its message may name a time
+    that is long past by a reschedule, or far ahead.
+    """
+    return 0 if piece.row is not None or piece.batch.then == ENQUEUED else piece.batch.due_ms
+
+
 def is_far(delay_ms: int) -> bool:
     """Whether the store is worth it."""
     return delay_ms > HAND_ON_MS

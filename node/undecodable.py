@@ -5,6 +5,7 @@ from __future__ import annotations
 from dedup.ids import Ids, keyed_id
 from node.pieces import Piece
 from oncekeeper.envelope import TaskBatch, encode_task
+from oncekeeper.log.delayed import enqueued
 from oncekeeper.log.port import Undecodable
 
 
@@ -29,7 +30,11 @@ class Undecodables:
     def message(self, piece: Piece, at: int) -> bytes:
         """What to put aside for the task ``at`` this place of the piece."""
         item = self._known.get(piece.ids.keys[at]) if self._may_be(piece) else None
-        return item.raw if item is not None else encode_task(piece.batch.part(piece.at + at, 1))
+        if item is not None:
+            return item.raw
+        batch = piece.batch.part(piece.at + at, 1)
+        # It was due. If it comes back it takes its turn: its message may name a time from which it was moved.
+        return encode_task(enqueued(batch) if batch.due_ms else batch)
 
     def settled(self, piece: Piece) -> None:
         if self._may_be(piece):
