@@ -32,6 +32,8 @@ class Ids(msgspec.Struct, frozen=True, array_like=True):
     """Keyed ids, 16 bytes each."""
 
     def __len__(self) -> int:
+        if len(self.runs) == 1:  # nearly always, and asked for each task
+            return self.runs[0][1] + len(self.keys)
         return sum(count for _, count in self.runs) + len(self.keys)
 
     def __iter__(self) -> Iterator[TaskId]:
@@ -41,6 +43,8 @@ class Ids(msgspec.Struct, frozen=True, array_like=True):
 
     def part(self, at: int, count: int) -> Ids:
         """The ids at positions ``at .. at + count - 1`` of this batch's order."""
+        if at == 0 and count >= len(self):
+            return self
         runs: list[tuple[int, int]] = []
         end = at + count
         position = 0
