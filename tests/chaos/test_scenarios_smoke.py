@@ -18,7 +18,7 @@ from chaos.scenarios.run import Plan, Scenario, play
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def toxiproxy() -> None:
     """These tests prove something, so a machine that cannot run them must say so and not pass."""
     found = subprocess.run([ROOT / "tools" / "get-toxiproxy"], capture_output=True, text=True, check=False)
