@@ -1,8 +1,8 @@
 """Java for the brokers of tests: the classes of a started broker archived once, so that the others map them.
 
-A broker that runs for seconds spends most of them on loading, checking and compiling classes. Java takes an archive of
-loaded classes (CDS, ``-XX:SharedArchiveFile``), and compiles more cheaply at ``TieredStopAtLevel=1``: both together
-make a start take a third. What cannot be archived is loaded as ever: an archive that does not fit is passed over.
+A broker that runs for seconds spends most of them on loading, checking and compiling classes. Java takes an
+archive of loaded classes (CDS, ``-XX:SharedArchiveFile``), and compiles more cheaply at ``TieredStopAtLevel=1``:
+both together make a start take a third. An archive that does not fit, or is not there, is passed over.
 """
 
 from __future__ import annotations
