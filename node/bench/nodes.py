@@ -101,6 +101,12 @@ class Nodes:
         """How far the positions of all partitions are, by the nodes that own them."""
         return sum(int(view["position"]) for row in self._reports() for view in row["partitions"])
 
+    def kept(self) -> tuple[int, int]:
+        """Delayed tasks, and how many of all tasks no position has passed: they wait in no store yet."""
+        status = self.api.get("/v1/status")
+        ahead = sum(each["end"] - each["position"] for each in status["partitions"])
+        return int(status["tasks"]["delayed"]), ahead
+
     def shared(self) -> None:
         """Wait until the nodes have shared out their partitions, and no more of them move."""
         deadline = time.monotonic() + READY_S_MAX

@@ -39,6 +39,7 @@ ON_KAFKA = {
     "tasks": GROUPS["tasks"],
     "duplicates": "duplicates discarded",
     "latency": GROUPS["latency"],
+    "delays": GROUPS["delays"],
     "leave": "a node leaves",
 }
 FORMAT = 1
@@ -103,12 +104,14 @@ def _on_kafka(
     bare, rows = bare_kafka(plan), []
     if asked("submit"):
         rows.append(bulk(plan, bare))
-    if wanted & {"tasks", "latency", "leave"}:
+    if wanted & {"tasks", "latency", "delays", "leave"}:
         with _three(plan) as nodes:
             if asked("tasks"):
                 rows += throughput(plan, nodes, bare)
             if asked("latency"):
                 rows += starts(plan, nodes, bare)
+            if asked("delays"):
+                rows += delays(plan, nodes)
             if asked("leave"):
                 rows += leaving(plan, nodes)
     if asked("duplicates"):
