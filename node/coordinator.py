@@ -125,7 +125,14 @@ class Coordinator:
                 self._aside_stored(ticket)
             case m.Confirmed(ticket):
                 self._confirmed(self._confirming.pop(ticket))
-            case m.Deferred() | m.DelayedMoved() | m.DueLoaded() | m.DueFetched() | m.DueEnqueued():
+            case (
+                m.Deferred()
+                | m.DelayedMoved()
+                | m.DueLoaded()
+                | m.DueFetched()
+                | m.DueEnqueued()
+                | m.LookedUp()
+            ):
                 self._stored(event)
             case m.DelaysChanged(partitions):
                 self._delays_changed(partitions)
@@ -207,7 +214,8 @@ class Coordinator:
             self._delays.again(piece)
 
     def _stored(
-        self, event: m.Deferred | m.DelayedMoved | m.DueLoaded | m.DueFetched | m.DueEnqueued
+        self,
+        event: m.Deferred | m.DelayedMoved | m.DueLoaded | m.DueFetched | m.DueEnqueued | m.LookedUp,
     ) -> None:
         """An answer of the store of delayed tasks."""
         if self._delays is None:
@@ -226,6 +234,9 @@ class Coordinator:
                 self._take_due(self._delays.enqueued(event))
             case m.DueFetched():
                 self._take_due(self._delays.fetched(event))
+            case m.LookedUp():
+                for piece in self._delays.looked_up(event):
+                    self._lane_of(piece).push(piece)
 
     def _take_due(self, due: list[Found]) -> None:
         for found in due:
@@ -239,6 +250,8 @@ class Coordinator:
         for lane in self._lanes.values():
             for piece in lane.drop_due(partitions):
                 self._delays.again(piece)
+        for piece in self._partitions.take_early(partitions):  # a reschedule that came to nothing held them
+            self._back(piece)
         self._delays.changed(partitions)
 
     def _settled(self, piece: Piece) -> None:
@@ -278,7 +291,9 @@ class Coordinator:
                 wait_ms = due_by_message(piece) - self._wall_ms
                 if wait_ms > 0:
                     # Not for all of the wait: a wall clock that was wrong when we looked may be right by then.
-                    self._wait(piece, min(wait_ms, DUE_LOOK_MS), Outcome.EARLY)
+                    self._wait(piece, min(wait_ms, DUE_LOOK_MS), Outcome.NEW)
+                elif piece.row is None and piece.is_delayed and self._delays is not None:
+                    self._delays.look_up(piece)
                 else:
                     self._lane_of(piece).push(piece)
             case Outcome.EXECUTED | Outcome.DEAD | Outcome.CANCELLED:

@@ -6,21 +6,24 @@
 What a former owner may have handed on already is always handed on again before anything else is done with it,
 however soon it is due: what stands in the store stays as it is, so it alone says when the task is due, and a task
 that was rescheduled does not run by the time in its message. Whether that may be so is seen from the message
-alone (``is_kept``). What is due sooner than that waits in memory.
+alone (``is_kept``).
 
-A piece with a row that could not run yet is looked up again before it may (``again``), for the same reason.
+What is due sooner than that waits in memory, and is looked up in the store when its time has come (``look_up``): it
+stands there only if somebody rescheduled it, and then goes by its row. A piece that could not run yet is looked up
+again before it may, and a piece with a row is fetched again (``again``), for the same reason.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from node import messages as m
 from node.dues import Dues, DueSettings, FetchDue
 from node.partitions import Partitions
-from node.pieces import Piece
-from oncekeeper.envelope import ENQUEUED, TaskBatch
+from node.pieces import Piece, is_delayed
+from oncekeeper.envelope import TaskBatch
 from oncekeeper.log.delayed import ENQUEUE, RUN, Deferral, Delayed, DelayStore, Place
 from oncekeeper.log.port import Fetched, Undecodable
 
@@ -37,13 +40,14 @@ DEFERRING_MAX = 32_768
 """Tasks on their way to the store; beyond, reading pauses."""
 RELOAD_MS = 15_000
 """How often the next page is loaded anew, should nobody have told us of a change."""
+LOOK_UP_MAX = 256  # pieces of one LookUp: a few milliseconds of the loop
 _MOVE_STEP_MS = 100  # retries with delays of their own share their writes
 _Kept = tuple[Piece, int]
 
 
 def is_kept(batch: TaskBatch) -> bool:
     """Whether tasks of this message are handed on to the store, by whoever reads them, and whenever."""
-    return bool(batch.due_ms) and batch.then != ENQUEUED and is_far(batch.due_ms - batch.submitted_ms)
+    return is_delayed(batch) and is_far(batch.due_ms - batch.submitted_ms)
 
 
 def due_by_message(piece: Piece) -> int:
@@ -52,7 +56,7 @@ def due_by_message(piece: Piece) -> int:
     What came from the store waits by the store alone, and what is enqueued has waited: its message may name a time
     that is long past by a reschedule, or far ahead.
     """
-    return 0 if piece.row is not None or piece.batch.then == ENQUEUED else piece.batch.due_ms
+    return piece.batch.due_ms if piece.row is None and is_delayed(piece.batch) else 0
 
 
 def is_far(delay_ms: int) -> bool:
@@ -82,8 +86,10 @@ class Deferring:
         self._to_move: list[_Kept] = []
         self._deferring: dict[int, list[_Kept]] = {}
         self._moving: dict[int, list[_Kept]] = {}
+        self._to_look: deque[Piece] = deque()
+        self._looking: dict[int, list[Piece]] = {}
         self.tasks = 0
-        """On their way to the store."""
+        """On their way to the store, or being looked up there."""
         self._fetching = 0
         self._reload_ms = 0
         self._is_open = False
@@ -97,6 +103,9 @@ class Deferring:
         self.tasks -= sum(piece.count for piece, _ in self._to_defer) - sum(piece.count for piece, _ in kept)
         self._to_defer = kept
         self._to_move = [kept for kept in self._to_move if self._partitions.is_ours(kept[0])]
+        looked = deque(piece for piece in self._to_look if self._partitions.is_ours(piece))
+        self.tasks -= sum(piece.count for piece in self._to_look) - sum(piece.count for piece in looked)
+        self._to_look = looked
 
     def changed(self, partitions: Iterable[int]) -> None:
         for number in partitions:
@@ -163,6 +172,8 @@ class Deferring:
         if now_ms - self._reload_ms > RELOAD_MS:
             self._reload_ms = now_ms
             self.changed(self._partitions.epochs())
+        if self._to_look and not self._looking:
+            yield self._look_up()
         for effect in self._dues.look(wall_ms, room - self._fetching):
             if isinstance(effect, FetchDue):
                 self._fetching += sum(row.count for row in effect.rows)
@@ -182,8 +193,47 @@ class Deferring:
 
     def again(self, piece: Piece) -> None:
         """It may run now, if it still waits for the time that it was fetched for."""
-        if piece.row is not None and self._partitions.is_ours(piece):
+        if piece.row is None:
+            self.look_up(piece)
+        elif self._partitions.is_ours(piece):
             self._dues.again(piece.row, piece.offset, piece.count)
+
+    # --- what waited in memory ----------------------------------------------------------------------------------
+
+    def look_up(self, piece: Piece) -> None:
+        """It is due by its message: by the store too?"""
+        if self._partitions.is_ours(piece):
+            self._to_look.append(piece)
+            self.tasks += piece.count
+
+    def _look_up(self) -> m.LookUp:
+        ticket = next(self._numbers)
+        pieces = [self._to_look.popleft() for _ in range(min(LOOK_UP_MAX, len(self._to_look)))]
+        self._looking[ticket] = pieces
+        return m.LookUp(ticket, tuple(Place(each.partition, each.offset, each.count) for each in pieces))
+
+    def looked_up(self, event: m.LookedUp) -> list[Piece]:
+        """Those that do not stand in the store. The others' rows are durable: their position may pass them."""
+        rows: dict[int, list[Delayed]] = {}
+        for row in event.rows:
+            rows.setdefault(row.partition, []).append(row)
+        runs: list[Piece] = []
+        for piece in self._looking.pop(event.ticket):
+            self.tasks -= piece.count
+            if not self._partitions.is_ours(piece):
+                continue
+            at = 0
+            for row in rows.get(piece.partition, ()):
+                low, high = max(row.offset - piece.offset, at), min(row.end - piece.offset, piece.count)
+                if low >= high:
+                    continue
+                if low > at:
+                    runs.append(piece.part(at, low - at))
+                self._partitions.settled(piece.part(low, high - low))
+                at = high
+            if at < piece.count:
+                runs.append(piece.part(at, piece.count - at))
+        return runs
 
     def settled(self, piece: Piece) -> None:
         if piece.row is not None and self._partitions.is_ours(piece):
@@ -205,16 +255,17 @@ class Deferring:
         return bool(self._to_defer or self._to_move or self._deferring or self._moving)
 
     def on_their_way(self) -> list[Piece]:
-        """To the store, or to another time in it."""
+        """To the store, or to another time in it, or being looked up there."""
         kept = (self._to_defer, self._to_move, *self._deferring.values(), *self._moving.values())
-        return [piece for some in kept for piece, _ in some]
+        looked = (self._to_look, *self._looking.values())
+        return [piece for some in kept for piece, _ in some] + [piece for some in looked for piece in some]
 
     def in_hand(self) -> dict[int, int]:
         return self._dues.in_hand_by_partition()
 
 
 def answer_of_store(
-    store: DelayStore, effect: m.Defer | m.MoveDelayed | m.EnqueueDue | m.LoadDue | m.FetchDue
+    store: DelayStore, effect: m.Defer | m.MoveDelayed | m.EnqueueDue | m.LoadDue | m.FetchDue | m.LookUp
 ) -> m.Event:
     """Perform an effect at once; the event that answers it."""
     match effect:
@@ -233,6 +284,8 @@ def answer_of_store(
             return m.DueLoaded(effect, tuple(store.due((partition,), until_ms, after, limit)))
         case m.FetchDue(rows):
             return m.DueFetched(effect, tuple(store.fetch(rows)))
+        case m.LookUp(ticket, places):
+            return m.LookedUp(ticket, tuple(row for place in places for row in store.standing(place)))
 
 
 def _way(batch: TaskBatch) -> str:

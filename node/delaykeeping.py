@@ -42,6 +42,8 @@ class DelayKeeping:
         self._crash = crash
         self._notes = notes
         self._feed = feed
+        self._writes = 0
+        self._writing: set[int] = set()
 
     def watch(self) -> None:
         """From now on be told what others write."""
@@ -53,7 +55,7 @@ class DelayKeeping:
         if self._log.delay_index is not None:
             self._log.delay_index.expect()
 
-    def look(self, effect: m.LoadDue | m.FetchDue) -> None:
+    def look(self, effect: m.LoadDue | m.FetchDue | m.LookUp) -> None:
         try:
             event = answer_of_store(store_of(self._log.reader), effect)
         except LogUnusable as error:
@@ -70,18 +72,23 @@ class DelayKeeping:
         """All of these may be repeated after a failure."""
         is_defer = isinstance(effect, m.Defer)
         self._crash.reached("before_defer", is_defer)
+        self._writes += 1
+        number = self._writes
+        self._writing.add(number)
         event = await self._patient.run(lambda log: answer_of_store(store_of(log), effect))
+        self._writing.discard(number)
         self._crash.reached("after_defer", is_defer)
         self._feed(event)
 
     async def changed(self, partitions: frozenset[int], timeout_ms: int) -> bool:
-        """Forget what is known of these partitions' delayed tasks; whether nothing of it is being claimed still."""
+        """Forget what is known of these partitions' delayed tasks; whether nothing of it is being claimed still, or
+        being appended to its queue."""
         if self._log.delay_index is not None:
             await self._log.delay_index.see(timeout_ms / 2000)
         self._feed(m.DelaysChanged(partitions))
-        ticket = self._coordinator.newest_ticket
+        ticket, writing = self._coordinator.newest_ticket, frozenset(self._writing)
         until_ms = self._clock.monotonic_ms() + timeout_ms
-        while not self._coordinator.answered_up_to(ticket):
+        while not self._coordinator.answered_up_to(ticket) or not self._writing.isdisjoint(writing):
             if self._clock.monotonic_ms() > until_ms:
                 return False
             await asyncio.sleep(POLL_MS / 1000)

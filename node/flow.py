@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 
 from node.pieces import Piece
+from oncekeeper.log.delayed import ENQUEUE
 
 RATE_MS = 50.0  # over which the rate is weighted
 GROWTH = 2.0
@@ -115,7 +116,8 @@ class Lane:
         if waiting is None:
             waiting = self._ready[queue] = _Queue()
             self._turns.append(queue)
-        (waiting.usual if piece.row is None else waiting.due).append(piece)
+        is_first = piece.row is not None or (piece.is_delayed and piece.batch.then != ENQUEUE)
+        (waiting.due if is_first else waiting.usual).append(piece)
         self.ready_tasks += piece.count
 
     def next_piece(self, paused: frozenset[str]) -> Piece | None:
@@ -150,7 +152,7 @@ class Lane:
 
     def drop_due(self, partitions: frozenset[int]) -> list[Piece]:
         """Forget what waits of their delayed tasks; returns it."""
-        return self._take_out(lambda piece: piece.row is not None and piece.partition in partitions)
+        return self._take_out(lambda piece: piece.is_delayed and piece.partition in partitions)
 
     def _take_out(self, is_meant: Callable[[Piece], bool]) -> list[Piece]:
         dropped: list[Piece] = []

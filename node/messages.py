@@ -125,6 +125,14 @@ class DueEnqueued:
 
 
 @dataclass(frozen=True, slots=True)
+class LookedUp:
+    """The answer to LookUp: what stands at these places, whatever time it waits for."""
+
+    ticket: int
+    rows: tuple[Delayed, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DelaysChanged:
     """Somebody moved delayed tasks of these partitions: what is known of them may be wrong."""
 
@@ -143,8 +151,8 @@ class Drain:
 
 Event = (
     SessionOpened | SessionLost | Assigned | HandlersKnown | WasRead | MoreToRead | Answers | Reported
-    | AsideStored | Confirmed | Deferred | DelayedMoved | DueLoaded | DueFetched | DueEnqueued | DelaysChanged
-    | Tick | Drain
+    | AsideStored | Confirmed | Deferred | DelayedMoved | DueLoaded | DueFetched | DueEnqueued | LookedUp
+    | DelaysChanged | Tick | Drain
 )  # fmt: skip
 
 
@@ -202,6 +210,14 @@ class MoveDelayed:
 
 
 @dataclass(frozen=True, slots=True)
+class LookUp:
+    """Ask the store (``log.delays.standing``) for what is due by its message: it may have been rescheduled."""
+
+    ticket: int
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Remember:
     """For the work history."""
 
@@ -219,5 +235,5 @@ class Release:
 
 Effect = (
     Read | Propose | Dispatch | StoreAside | Confirm | Remember | Release
-    | Defer | MoveDelayed | LoadDue | FetchDue | EnqueueDue
+    | Defer | MoveDelayed | LoadDue | FetchDue | EnqueueDue | LookUp
 )  # fmt: skip

@@ -81,8 +81,21 @@ class Partitions:
     # --- waiting by time --------------------------------------------------------------------------------------
 
     def wait(self, piece: Piece, until_ms: int, why: Outcome) -> None:
+        """``why``: NEW if only the time of its message has not come; else what the ledger said."""
         if self.is_ours(piece):
             heapq.heappush(self._waiting, (until_ms, next(self._turns), piece, why))
+
+    def take_early(self, numbers: frozenset[int]) -> list[Piece]:
+        """The delayed tasks of these that the ledger does not grant yet; they wait no longer."""
+
+        def is_meant(piece: Piece, why: Outcome) -> bool:
+            return why is Outcome.EARLY and piece.partition in numbers and piece.is_delayed
+
+        taken = [piece for _, _, piece, why in self._waiting if is_meant(piece, why)]
+        if taken:
+            self._waiting = [entry for entry in self._waiting if not is_meant(entry[2], entry[3])]
+            heapq.heapify(self._waiting)
+        return taken
 
     def due(self, now_ms: int) -> Iterable[Piece]:
         while self._waiting and self._waiting[0][0] <= now_ms:
@@ -137,7 +150,7 @@ class Partitions:
         ``kept``: on their way to the store of delayed tasks. ``in_hand``: tasks that came from there; they are
         counted as ready, delayed and so on like all others, but stand below the position.
         """
-        early = [piece for _, _, piece, why in self._waiting if why is Outcome.EARLY]
+        early = [piece for _, _, piece, why in self._waiting if why in (Outcome.EARLY, Outcome.NEW)]
         waiting, delayed, suspects = _counts(ready), _counts((*early, *kept)), _counts(doubted)
         views = []
         for number, partition in sorted(self._owned.items()):

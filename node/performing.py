@@ -113,7 +113,7 @@ class Performing:
                 self._spawn(self._confirm(ticket))
             case m.Defer() | m.MoveDelayed() | m.EnqueueDue():
                 self._spawn(self._delays.write(effect))
-            case m.LoadDue() | m.FetchDue():
+            case m.LoadDue() | m.FetchDue() | m.LookUp():
                 asyncio.get_running_loop().call_soon(self._delays.look, effect)
             case _:
                 assert_never(effect)

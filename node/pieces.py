@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from dedup.ids import Ids
-from oncekeeper.envelope import TaskBatch
+from oncekeeper.envelope import ENQUEUED, TaskBatch
 from oncekeeper.log.delayed import Delayed
 from raft.commands import Span
 
@@ -54,6 +54,12 @@ class Piece:
     def bodies(self) -> tuple[bytes, ...]:
         return self.batch.bodies[self.at : self.at + self.count]
 
+    @property
+    def is_delayed(self) -> bool:
+        """Whether the log's store of delayed tasks says when it is due: it came from there, or would go there if
+        somebody rescheduled it."""
+        return self.row is not None or is_delayed(self.batch)
+
     def part(self, at: int, count: int) -> Piece:
         """The tasks ``at .. at + count - 1`` of this piece."""
         if at == 0 and count == self.count:
@@ -62,6 +68,11 @@ class Piece:
 
     def __repr__(self) -> str:
         return f"Piece({self.partition}@{self.offset}+{self.count} {self.batch.handler})"
+
+
+def is_delayed(batch: TaskBatch) -> bool:
+    """Whether it was submitted for a time, and does not wait for its turn in its queue by now."""
+    return bool(batch.due_ms) and batch.then != ENQUEUED
 
 
 class SpanReader:

@@ -77,7 +77,7 @@ def seams() -> Iterator[None]:
         (node.http.delays, "ASK_PEER_MS", 500),
         (node.rescheduling, "HOLD_MS", 5_000),
         (node.rescheduling, "TELL_S", 3.4),
-        (node.rescheduling, "FIND_S", 1.0),
+        (node.http.delays, "time", MachineTime),
         (node.schedules, "BACKLOG_MAX", 6),
         (Service, "_fatal", _fatal),
         (raft.engine_library, "_clock", _library_clock),

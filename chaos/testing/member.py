@@ -129,7 +129,7 @@ class Member:
                 self._events.append(m.Confirmed(ticket))
             case m.Remember(attempts):
                 self._cluster.attempts.extend(attempts)
-            case m.Defer() | m.MoveDelayed() | m.EnqueueDue() | m.LoadDue() | m.FetchDue():
+            case m.Defer() | m.MoveDelayed() | m.EnqueueDue() | m.LoadDue() | m.FetchDue() | m.LookUp():
                 self._events.append(answer_of_store(self._cluster.log.delays, effect))
             case m.Release(number, at, count):
                 work = self._handed[number]

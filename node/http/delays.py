@@ -17,9 +17,9 @@ from node.rescheduling import (
     NoStore,
     NoSuchTask,
     NotDelayed,
+    Overdue,
     Rescheduled,
     Rescheduling,
-    Result,
     TooLate,
     Untold,
 )
@@ -30,6 +30,8 @@ from oncekeeper.log.port import UnknownAppend, Unsent
 
 ASK_PEER_MS = 1_500
 PARTITIONS_MAX = 4096
+MAY_BE = "it may or may not be rescheduled; ask again, it is safe"
+Refused = NoSuchTask | NotDelayed | NoStore | TooLate
 
 
 class Reschedule(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,7 +51,7 @@ async def post_reschedule(node: NodeFacade, request: web.Request) -> web.Respons
         due_ms = parse_time(wanted.due, "due")
     except InvalidTask as error:
         raise ApiError(400, str(error), "due") from None
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = _now_ms()
     if due_ms > now_ms + dues.DUE_MS_MAX:
         raise ApiError(400, f"due: {dues.DUE_RULE}", "due")
     await fresh(node)
@@ -68,7 +70,9 @@ async def post_changed(node: NodeFacade, request: web.Request) -> web.Response:
     return reply({"clear": clear})
 
 
-async def _reschedule(node: NodeFacade, task_id: TaskId, due_ms: int) -> Result:
+async def _reschedule(node: NodeFacade, task_id: TaskId, due_ms: int) -> Rescheduled | Refused:
+    """OutcomeUnknown: it may be; asking again is safe."""
+
     async def tell(name: str, partitions: frozenset[int]) -> bool:
         if name == node.identity.node:
             return await node.delays_changed(partitions, ASK_PEER_MS)
@@ -79,19 +83,32 @@ async def _reschedule(node: NodeFacade, task_id: TaskId, due_ms: int) -> Result:
             return False
         return answer.status == 200 and bool(answer.body.get("clear"))
 
-    steps = Rescheduling(node.ledger, propose=node.propose, with_log=node.with_log, tell=tell)
+    steps = Rescheduling(
+        node.ledger,
+        propose=node.propose,
+        barrier=node.barrier,
+        with_log=node.with_log,
+        tell=tell,
+        wall_ms=_now_ms,
+    )
     try:
-        return await steps.reschedule(task_id, due_ms)
+        result = await steps.reschedule(task_id, due_ms)
     except Unsent as error:
         raise Unavailable(str(error)) from error
-    except (OutcomeUnknown, UnknownAppend) as error:
-        raise _unknown(
-            f"the reschedule may or may not have happened; ask again, it is safe: {error}"
-        ) from error
-
-
-def _refusal(node: NodeFacade, task_id: TaskId, result: Result) -> ApiError:
+    except UnknownAppend as error:
+        raise OutcomeUnknown(f"{MAY_BE}: {error}") from error
     match result:
+        case Untold(nodes):
+            names = ", ".join(sorted(nodes))
+            raise OutcomeUnknown(f"{MAY_BE}: no answer from {names}, which may start it at its old time")
+        case Overdue():
+            raise OutcomeUnknown(f"{MAY_BE}: it took so long that it may have started at its old time")
+        case _:
+            return result
+
+
+def _refusal(node: NodeFacade, task_id: TaskId, refused: Refused) -> ApiError:
+    match refused:
         case NoSuchTask():
             return ApiError(404, f"no task {id_text(task_id)} is known", "id")
         case NoStore():
@@ -99,10 +116,7 @@ def _refusal(node: NodeFacade, task_id: TaskId, result: Result) -> ApiError:
             return ApiError(409, why, None)
         case TooLate(outcome):
             return too_late(state_by(node, task_id, outcome), task_id, "reschedule")
-        case Untold(nodes):
-            names = ", ".join(sorted(nodes))
-            return _unknown(f"no answer from {names}, which may start it at its old time; ask again")
-        case NotDelayed() | Rescheduled():
+        case NotDelayed():
             return _not_delayed(node, task_id)
 
 
@@ -110,11 +124,11 @@ def _not_delayed(node: NodeFacade, task_id: TaskId) -> ApiError:
     state = state_of(node.ledger.describe(task_id), node.ledger.now_ms, in_log=True)
     if state not in ("waiting", "delayed"):
         return too_late(state, task_id, "reschedule")
-    why = "it waits in its queue and for no time, or is about to start"
+    why = "it waits for its turn in its queue, and for no time"
     return ApiError(
         409, f"cannot reschedule: {why}", None, outcome="not delayed", state=state, id=id_text(task_id)
     )
 
 
-def _unknown(why: str) -> ApiError:
-    return ApiError(504, why, None, unknown=True)
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -81,6 +81,10 @@ class DelayReads(Protocol):
         """Where the id waits, each as a row of one."""
         ...
 
+    def standing(self, place: Place) -> list[Delayed]:
+        """What waits at these places, whatever time it waits for; in their order."""
+        ...
+
     def counts(self) -> dict[int, int]:
         """How many tasks wait in each partition that has any."""
         ...

@@ -142,6 +142,15 @@ class EmbeddedDelays:
             ]
         return sorted(found)
 
+    def standing(self, place: Place) -> list[Delayed]:
+        start = place.partition << SHIFT | place.offset
+        end = start + place.count
+        found = []
+        for at, count, partition, due_ms, way in self._overlapping(start, end):
+            low, high = max(at, start), min(at + count, end)
+            found.append(Delayed(due_ms, partition, low & OFFSETS, high - low, WAYS[way]))
+        return found
+
     def _overlapping(self, start: int, end: int) -> list[Row]:
         return rows_of.overlapping(self._log._rows, start, end)
 

@@ -31,7 +31,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from dedup.ids import TaskId
 from oncekeeper.errors import LogUnusable
-from oncekeeper.log.delayed import Delayed
+from oncekeeper.log.delayed import Delayed, Place
 from oncekeeper.log.kafka_admin import Admin
 from oncekeeper.log.kafka_delay_codec import change_of
 from oncekeeper.log.kafka_delay_index import END, Change, DelayIndex, IndexDamaged, IndexReads, IndexUnusable
@@ -348,7 +348,8 @@ class Follower:
 class FollowedReads:
     """DelayReads over a follower's file, for one thread. Never waits.
 
-    ``due`` and ``fetch``, which say what is to run, want an index that is current (``Follower.expect_current``).
+    ``due``, ``fetch`` and ``standing``, which say what is to run, want an index that is current
+    (``Follower.expect_current``).
     """
 
     def __init__(self, follower: Follower) -> None:
@@ -397,6 +398,10 @@ class FollowedReads:
 
     def find(self, task_id: TaskId) -> list[Delayed]:
         return self.ask(lambda file: file.find(task_id))
+
+    def standing(self, place: Place) -> list[Delayed]:
+        self._follower.check_current()
+        return self.ask(lambda file: file.standing(place))
 
     def counts(self) -> dict[int, int]:
         return self.ask(lambda file: file.counts())

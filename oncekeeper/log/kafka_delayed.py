@@ -173,6 +173,10 @@ class KafkaDelays:
         self.catch_up(READ_S)
         return self._reads.find(task_id)
 
+    def standing(self, place: Place) -> list[Delayed]:
+        self.catch_up(READ_S)
+        return self._reads.ask(lambda file: file.standing(place))
+
     def counts(self) -> dict[int, int]:
         self.catch_up(READ_S)
         return self._reads.counts()

@@ -110,6 +110,15 @@ class MemoryDelays:
             if row.partition == located.partition and row.offset <= located.offset < row.end
         )
 
+    def standing(self, place: Place) -> list[Delayed]:
+        end = place.offset + place.count
+        parts = [
+            _part(row, max(row.offset, place.offset), min(row.end, end))
+            for row in self._rows.values()
+            if row.partition == place.partition
+        ]
+        return sorted((part for part in parts if part.count > 0), key=lambda part: part.offset)
+
     def counts(self) -> dict[int, int]:
         counts: dict[int, int] = {}
         for row in sorted(self._rows.values(), key=lambda row: row.partition):

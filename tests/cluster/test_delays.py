@@ -110,6 +110,24 @@ def test_a_task_is_rescheduled_to_sooner_and_to_later_and_runs_by_its_new_time_a
         cluster.client.handle(later).reschedule(delay="1h")
 
 
+@pytest.mark.parametrize("then", ["", "enqueue"])
+def test_one_that_is_due_in_a_moment_is_rescheduled_too(cluster: RealCluster, then: str) -> None:
+    """Its delay is so short that it waits in its owner's memory, and not in the store."""
+    moved: dict[TaskId, float] = {}
+    for number in range(8):
+        (task_id,) = submit(cluster, 1, now_ms() + 1_800, then)
+        try:
+            wanted = cluster.client.handle(task_id).reschedule(delay=0.2 if number % 2 else 4.0)
+        except Refused as error:
+            assert "too late" in str(error), "a machine so busy that it has started meanwhile"
+            continue
+        moved[task_id] = wanted.timestamp() * 1000
+    cluster.wait_idle()
+    for task_id, wanted_ms in moved.items():
+        (start,) = started_ms(cluster, task_id)
+        assert start >= int(wanted_ms), f"{task_id} started {wanted_ms - start} ms early"
+
+
 def test_a_cancel_that_races_with_the_due_time_has_one_winner_and_says_which(cluster: RealCluster) -> None:
     due = now_ms() + 2_500
     ids = submit(cluster, 40, due)

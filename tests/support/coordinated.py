@@ -78,12 +78,26 @@ class World:
     def wall_ms(self) -> int:
         return self.now_ms + self.wall_ahead_ms
 
-    def submit(self, name: str, count: int, queue: str = "default", due_ms: int = 0, then: str = "") -> Ids:
+    def submit(
+        self,
+        name: str,
+        count: int,
+        queue: str = "default",
+        due_ms: int = 0,
+        then: str = "",
+        submitted_ms: int = 0,
+    ) -> Ids:
         (answer,) = self.propose((AllocateIds(count),))
         assert isinstance(answer, Allocated)
         ids = Ids(((answer.start, count),))
         batch = TaskBatch(
-            queue=queue, handler=name, ids=ids, bodies=(b"{}",) * count, due_ms=due_ms, then=then
+            queue=queue,
+            handler=name,
+            ids=ids,
+            bodies=(b"{}",) * count,
+            due_ms=due_ms,
+            then=then,
+            submitted_ms=submitted_ms,
         )
         self.log.append([batch])
         return ids
@@ -190,7 +204,7 @@ class FakeNode:
                 self._events.append(m.Confirmed(ticket))
             case m.Remember(attempts):
                 self.attempts.extend(attempts)
-            case m.Defer() | m.MoveDelayed() | m.EnqueueDue() | m.LoadDue() | m.FetchDue():
+            case m.Defer() | m.MoveDelayed() | m.EnqueueDue() | m.LoadDue() | m.FetchDue() | m.LookUp():
                 self._events.append(answer_of_store(self.world.log.delays, effect))
             case m.Release():
                 pass

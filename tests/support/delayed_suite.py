@@ -170,6 +170,20 @@ def test_what_is_moved_waits_for_its_new_time_and_no_longer_for_the_old_one(log:
     assert log.delays.find(11) == [Delayed(NOW_MS + 20, row.partition, row.offset + 1)]
 
 
+def test_what_stands_at_places_is_told_whatever_time_it_waits_for(log: Log) -> None:
+    row = delayed(log, 10, 6, NOW_MS + 50)
+    log.delays.move([Place(row.partition, row.offset + 2)], NOW_MS + 90)
+    log.delays.drop([Place(row.partition, row.offset + 4)])
+    found = log.delays.standing(Place(row.partition, row.offset + 1, 4))
+    assert [(r.offset - row.offset, r.count, r.due_ms - NOW_MS) for r in found] == [
+        (1, 1, 50),
+        (2, 1, 90),
+        (3, 1, 50),
+    ]
+    assert log.delays.standing(Place(row.partition, row.offset + 6, 9)) == []
+    assert log.delays.standing(Place((row.partition + 1) % log.partitions, row.offset, 6)) == []
+
+
 def test_what_is_enqueued_stands_at_the_end_of_its_partition_and_waits_no_more(log: Log) -> None:
     row = delayed(log, 10, 3, NOW_MS + 50, ENQUEUE)
     other = delayed(log, 50, 1, NOW_MS + 60)
