@@ -174,7 +174,8 @@ class Deferring:
             self.changed(self._partitions.epochs())
         if self._to_look and not self._looking:
             yield self._look_up()
-        for effect in self._dues.look(wall_ms, room - self._fetching):
+        # One fetch at a time: between two of them the loop serves what else there is.
+        for effect in self._dues.look(wall_ms, 0 if self._fetching else room):
             if isinstance(effect, FetchDue):
                 self._fetching += sum(row.count for row in effect.rows)
             yield effect

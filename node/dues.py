@@ -40,6 +40,7 @@ class DueSettings:
     horizon_ms: int = 60_000
     rows_max: int = 5_000  # of a partition in the wheel; more are loaded when half of them are gone
     fetch_max: int = 4_096  # tasks of one FetchDue or EnqueueDue
+    fetch_rows_max: int = 256  # of one FetchDue: read on the loop, which has heartbeats and claims to serve
 
 
 # --- what it asks for -----------------------------------------------------------------------------------------
@@ -186,17 +187,18 @@ class Dues:
             self._busy[row] = row.count
             self._due[row.then == ENQUEUE].append(row)
         effects: list[Effect] = []
-        if run := self._take(False, wall_ms, min(room, self._settings.fetch_max)):
+        s = self._settings
+        if run := self._take(False, wall_ms, min(room, s.fetch_max), s.fetch_rows_max):
             effects.append(FetchDue(run))
-        if enqueue := self._take(True, wall_ms, self._settings.fetch_max):
+        if enqueue := self._take(True, wall_ms, s.fetch_max, s.fetch_max):
             effects.append(EnqueueDue(enqueue))
         effects.extend(self._loads(wall_ms))
         return effects
 
-    def _take(self, way: bool, wall_ms: int, room: int) -> tuple[Delayed, ...]:
+    def _take(self, way: bool, wall_ms: int, room: int, rows_max: int) -> tuple[Delayed, ...]:
         taken: list[Delayed] = []
         due = self._due[way]
-        while due and room > 0:
+        while due and room > 0 and len(taken) < rows_max:
             row = due.popleft()
             if row.due_ms > wall_ms:  # the clock was set back meanwhile
                 self._busy.pop(row, None)

@@ -10,6 +10,7 @@ import pytest
 
 from dedup.ids import TaskId, ids_of
 from node import messages as m
+from node.deferring import answer_of_store
 from node.rescheduling import NoSuchTask, NotDelayed, Overdue, Rescheduled, Rescheduling, Result, Untold
 from node.workers.port import HandlerInfo
 from oncekeeper.log.delayed import Place, enqueued
@@ -253,3 +254,29 @@ def test_a_hold_that_ran_out_on_the_way_is_not_believed() -> None:
 
     store.barrier = slow  # type: ignore[method-assign]
     assert store.reschedule(task_id, world.wall_ms + 9_000) == Overdue()
+
+
+def test_what_falls_due_at_once_is_fetched_in_small_steps_one_after_the_other() -> None:
+    """Each is read on the loop of a node, which has heartbeats to send."""
+    world = World(1, HANDLERS)
+    world.start("n1")
+    due_ms = world.wall_ms + 3_000
+    for _ in range(900):
+        world.submit("app.checked", 1, due_ms=due_ms)
+    read(world)
+    node, fetches = world.nodes["n1"], 0
+    world.pass_time(2_900)
+    world.now_ms += 200
+    effects = node.coordinator.on(m.Tick(), world.now_ms, world.wall_ms)
+    while fetch := [effect for effect in effects if isinstance(effect, m.FetchDue)]:
+        assert len(fetch) == 1
+        assert len(fetch[0].rows) <= 256
+        assert not any(
+            isinstance(effect, m.FetchDue)
+            for effect in node.coordinator.on(m.Tick(), world.now_ms, world.wall_ms)
+        )
+        effects = node.coordinator.on(
+            answer_of_store(world.log.delays, fetch[0]), world.now_ms, world.wall_ms
+        )
+        fetches += 1
+    assert fetches == 4
