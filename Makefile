@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # tests/conftest.py says what stays together. One test alone: .venv/bin/python -m pytest tests/…
 CORES := $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 WAITING := $(shell echo $$(($(CORES) + 1)))
-SIDE_BY_SIDE := --dist loadgroup -n
+SIDE_BY_SIDE := -n
 
 .PHONY: demo test lint unit property contract cluster kafka-tests smoke simulate chaos nightly bench kafka fuzz venv clean
 
