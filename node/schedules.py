@@ -232,9 +232,13 @@ class ScheduleDriver:
                 return AGAIN_MS  # another node was quicker, or the room for firings is full
             if not self._is_leader():
                 return LOOK_MS
-        now_ms = self._wall_ms()
-        coming = [at_ms for _, at_ms in self._next.values() if at_ms is not None]
-        return max(1, min([LOOK_MS, *(at_ms - now_ms for at_ms in coming)]))
+        at_ms = self.next_ms
+        return LOOK_MS if at_ms is None else max(1, min(LOOK_MS, at_ms - self._wall_ms()))
+
+    @property
+    def next_ms(self) -> int | None:
+        """When something fires next, as of the last turn; None: nothing does."""
+        return min((at_ms for _, at_ms in self._next.values() if at_ms is not None), default=None)
 
     async def _launch(self) -> None:
         """Bring every firing that was decided into the log, and only then let the ledger forget it."""

@@ -20,6 +20,7 @@ from chaos.testing.crashing import Crashes
 from chaos.testing.looking import Duration, Known, duration_ms, facts_of, id_of, word
 from chaos.testing.loops import beside_the_loop
 from chaos.testing.member import Marks, Member
+from chaos.testing.scheduling import Scheduling
 from dedup.ids import TaskId, id_text, ids_of
 from node import messages as m
 from node import sweeper
@@ -85,6 +86,7 @@ class InMemoryCluster:
         self._clients: dict[App, Client | None] = {}  # what the applications had before
         self._async_checks: set[str] = set()
         self._crashes = Crashes()
+        self._schedules = Scheduling(self)
         self._members: dict[str, Member] = {}
         self._index = 0
         self._sequence = 0
@@ -108,6 +110,7 @@ class InMemoryCluster:
                 self._async_checks.add(name)
         for member in self._live():
             member.know_handlers()
+        self._schedules.declare()
 
     def submit(self, task: Submitter[P, R], *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Submit a task; nothing runs yet. ``task.options(key=...)`` is a task too."""
@@ -146,6 +149,7 @@ class InMemoryCluster:
         self._running = True
         try:
             steps = 0
+            self._schedules.turn()
             while sum([member.step() for member in self._live()]) or self._swept():  # each has its turn
                 steps += 1
                 if steps > STEPS_MAX:
@@ -158,7 +162,10 @@ class InMemoryCluster:
             self._running = False
 
     def run_until_idle(self) -> None:
-        """Let everything happen that can, as much time as that takes: retries come due, lost sessions lapse."""
+        """Let everything happen that can, as much time as that takes: retries come due, lost sessions lapse.
+
+        Schedules fire in that time, but what they will fire later is not waited for: that would never end.
+        """
         self._run_until(lambda: False, self.now_ms + IDLE_MS_MAX)
 
     def advance(self, duration: Duration) -> None:
@@ -166,7 +173,7 @@ class InMemoryCluster:
         until_ms = self.now_ms + duration_ms(duration)
         self.run()
         while self.now_ms < until_ms:
-            self._pass_time(min(until_ms, self._next_ms() or until_ms))
+            self._pass_time(min(until_ms, self._next_ms() or until_ms, self._fires_ms() or until_ms))
             self.run()
 
     def run_until_settled(self, task: Known, timeout_s: float | None = None) -> None:
@@ -181,7 +188,7 @@ class InMemoryCluster:
             next_ms = self._next_ms()
             if next_ms is None:
                 return
-            self._pass_time(min(next_ms, until_ms))
+            self._pass_time(min(next_ms, until_ms, self._fires_ms() or until_ms))
             self.run()
 
     def _next_ms(self) -> int | None:
@@ -193,6 +200,10 @@ class InMemoryCluster:
             lost = [s for s in self.ledger.sessions.values() if s.session not in alive]
             times += [self.now_ms + max(1, session.expires_ms - self.ledger.now_ms) for session in lost]
         return max(self.now_ms + 1, min(times)) if times else None
+
+    def _fires_ms(self) -> int | None:
+        at_ms = self._schedules.next_ms
+        return None if at_ms is None else max(self.now_ms + 1, at_ms)
 
     def _pass_time(self, until_ms: int) -> None:
         step_max_ms = self.ledger.settings.advance_ms_max
@@ -296,6 +307,10 @@ class InMemoryCluster:
         done = [each for each in attempts if each.ending is Ending.DONE]
         done = done or [each for each in attempts if each.ending is Ending.LAPSED and not each.error]
         return done[-1] if done else None
+
+    def fired(self, task: Submitter[Any, Any]) -> list[str]:
+        """The ids of the tasks that a handler's schedule has submitted so far, in their order."""
+        return [id_text(task_id) for task_id in self._schedules.fired.get(task.handler.name, ())]
 
     # --- steering ---------------------------------------------------------------------------------------------
 
