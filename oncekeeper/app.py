@@ -50,9 +50,8 @@ class Options(msgspec.Struct, frozen=True):
     due_ms: int = 0
     then: str = ""
 
-    def when(self) -> int:
+    def when(self, now_ms: int) -> int:
         """The due time of what is submitted now."""
-        now_ms = time.time_ns() // 1_000_000
         if self.due_ms and self.due_ms <= now_ms:
             warnings.warn("due lies in the past: the task runs now", stacklevel=4)
         return self.due_ms if self.delay_ms is None else now_ms + self.delay_ms
@@ -86,7 +85,7 @@ class Submitter(Generic[P, R]):
             queue=self._queue,
             ttr_ms=options.ttr_ms,
             keys=keys,
-            due_ms=options.when(),
+            due_ms=options.when(client.wall_ms()),
             then=options.then,
         )
         return Handle(client, next(iter(ids)), signature)
@@ -117,7 +116,7 @@ class Submitter(Generic[P, R]):
         if isinstance(items, Sequence):
             chunks = list(chunks)
         client, signature = self._app.client, self.handler.signature
-        due_ms = self._options.when()
+        due_ms = self._options.when(client.wall_ms())
         wanted = iter(keys) if keys is not None else None
         try:
             for bodies in chunks:

@@ -142,7 +142,7 @@ class Client:
             ttr_ms=0 if ttr is None else round(ttr * 1000),
             keys=() if key is None else (key,),
             traceparent=traceparent,
-            due_ms=time_chosen(delay, due, time.time_ns() // 1_000_000),
+            due_ms=time_chosen(delay, due, self.wall_ms()),
             then=then or "",
         )
         return Handle(self, next(iter(ids)))
@@ -168,7 +168,7 @@ class Client:
             queue=self.queue_of(handler) if queue is None else queue,
             ttr_ms=0 if ttr is None else round(ttr * 1000),
             keys=keys,
-            due_ms=time_chosen(delay, due, time.time_ns() // 1_000_000),
+            due_ms=time_chosen(delay, due, self.wall_ms()),
             then=then or "",
         )
         return Handles(self, [ids])
@@ -239,7 +239,7 @@ class Client:
                     then=then,
                     keys=tuple(keys),
                     traceparent=traceparent,
-                    submitted_ms=time.time_ns() // 1_000_000,
+                    submitted_ms=self.wall_ms(),
                     submitted_by=self._by,
                 )
             )
@@ -332,6 +332,10 @@ class Client:
     def cancel(self, task_id: TaskId) -> str:
         return str(self.request("POST", f"/v1/tasks/{id_text(task_id)}/cancel").get("state", "cancelled"))
 
+    def wall_ms(self) -> int:
+        """The clock by which a delay becomes a time (epoch)."""
+        return time.time_ns() // 1_000_000
+
     def reschedule(
         self, task_id: TaskId, *, delay: Delay | None = None, due: datetime | str | None = None
     ) -> datetime:
@@ -340,16 +344,19 @@ class Client:
         Refused if it has started, is about to, or does not wait. Asking again is safe.
         """
         check_chosen(delay, due, None)
-        due_ms = time_chosen(delay, due, time.time_ns() // 1_000_000)
+        due_ms = time_chosen(delay, due, self.wall_ms())
         if not due_ms:
             raise InvalidTask("due", "give delay or due: when the task shall run")
+        self._reschedule(task_id, due_ms)
+        return datetime.fromtimestamp(due_ms / 1000, UTC)
+
+    def _reschedule(self, task_id: TaskId, due_ms: int) -> None:
         self.request(
             "POST",
             f"/v1/tasks/{id_text(task_id)}/reschedule",
             json={"due": time_text(due_ms)},
             timeout_s=self._timeout_s + _RESCHEDULE_S,
         )
-        return datetime.fromtimestamp(due_ms / 1000, UTC)
 
     def retry(self, task_id: TaskId) -> str:
         return str(self.request("POST", f"/v1/tasks/{id_text(task_id)}/retry").get("state", "waiting"))

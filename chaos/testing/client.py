@@ -64,6 +64,12 @@ class InMemoryClient(Client):
         self._memory.cancel(task_id)
         return self._memory.status(task_id)
 
+    def wall_ms(self) -> int:
+        return self._memory.wall_ms
+
+    def _reschedule(self, task_id: TaskId, due_ms: int) -> None:
+        self._memory.reschedule(task_id, due_ms)
+
     def retry(self, task_id: TaskId) -> str:
         self._memory.retry(task_id)
         return self._memory.status(task_id)

@@ -20,6 +20,7 @@ from chaos.testing.crashing import Crashes
 from chaos.testing.looking import Duration, Known, duration_ms, facts_of, id_of, word
 from chaos.testing.loops import beside_the_loop
 from chaos.testing.member import Marks, Member
+from chaos.testing.postponing import rescheduled
 from chaos.testing.scheduling import Scheduling
 from dedup.ids import TaskId, id_text, ids_of
 from node import messages as m
@@ -324,6 +325,21 @@ class InMemoryCluster:
     def cancel(self, task: Known) -> None:
         """Delete a task before it starts; Refused if it is too late."""
         self._decide(Cancel(ids_of([id_of(task)]), "human:test"), task, "too late to cancel")
+
+    def reschedule(self, task: Known, due_ms: int) -> None:
+        """Let a delayed task be due at another time (epoch); Refused if it has started, or waits for none.
+
+        Handles have ``reschedule(delay=...)``.
+        """
+        self.describe(task)  # UnknownTask
+        if not rescheduled(self, id_of(task), due_ms):
+            raise Refused(f"cannot reschedule: it is {self.status(task)}", 409)
+
+    def tell(self, node: str, partitions: frozenset[int]) -> None:
+        """Delayed tasks of these were moved: a node forgets what it knows of them."""
+        member = self._members[node]
+        member.feed(m.DelaysChanged(partitions))
+        member.hear_all()
 
     def retry(self, task: Known) -> None:
         """Let a dead or cancelled task run again; Refused if it is neither."""

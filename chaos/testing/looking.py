@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dedup.ids import TaskId, id_text, ids_of, parse_id
 from node.why import Facts, Place
-from oncekeeper.envelope import decode_task
+from oncekeeper.envelope import ENQUEUED, decode_task
 from oncekeeper.errors import UnknownTask
 from oncekeeper.handle import Handle
 from raft.ledger import TaskState
@@ -65,10 +65,19 @@ def facts_of(cluster: InMemoryCluster, task_id: TaskId) -> Facts:
     if batch is None and not attempts:
         raise UnknownTask(f"no task {id_text(task_id)} is known here", 404, "id")
     committed = cluster.log.committed()
+    rows = cluster.log.delays.find(task_id)
+    due_ms = rows[0].due_ms if rows else batch.due_ms if batch is not None else 0
+    state = word(standing, cluster.ledger.now_ms)
+    if (
+        state == "waiting"
+        and due_ms > cluster.wall_ms
+        and all(place.batch.then != ENQUEUED for place in places)
+    ):
+        state = "delayed"
     handler = batch.handler if batch is not None else attempts[0].handler
     return Facts(
         id=task_id,
-        state=word(standing, cluster.ledger.now_ms),
+        state=state,
         standing=standing,
         due_in_ms=max(0, standing.due_ms - cluster.ledger.now_ms) if standing.state == "waiting" else 0,
         handler=handler,
@@ -76,7 +85,7 @@ def facts_of(cluster: InMemoryCluster, task_id: TaskId) -> Facts:
         key=batch.keys[0] if batch is not None and batch.keys else "",
         submitted_ms=batch.submitted_ms if batch is not None else 0,
         submitted_by=batch.submitted_by if batch is not None else "",
-        due_ms=batch.due_ms if batch is not None else 0,
+        due_ms=due_ms,
         places=tuple(Place(p.partition, p.offset, p.offset < committed[p.partition]) for p in places),
         aside=aside[0].kind if aside else "",
         aside_reason=aside[0].reason if aside else "",

@@ -148,13 +148,21 @@ class Member:
     def step(self) -> bool:
         """Have one proposal answered, or one task run; False: there is nothing to do now."""
         if self._asked:
-            asked = self._asked.popleft()
-            self.feed(m.Answers(asked.ticket, self._cluster.propose(asked.commands)))
+            self._hear()
             return True
         if self._works:
             self._work_one()
             return True
         return False
+
+    def hear_all(self) -> None:
+        """Have all answered that it has asked the ledger."""
+        while self._asked and self.alive:
+            self._hear()
+
+    def _hear(self) -> None:
+        asked = self._asked.popleft()
+        self.feed(m.Answers(asked.ticket, self._cluster.propose(asked.commands)))
 
     def _work_one(self) -> None:
         work, at = self._works.popleft()

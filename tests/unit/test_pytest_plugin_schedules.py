@@ -1,4 +1,4 @@
-"""Schedules in the in-memory cluster: fired as time passes, by the driver that nodes have."""
+"""Schedules and delayed tasks in the in-memory cluster: by its clock, and by the code that nodes have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from chaos.testing import InMemoryCluster
-from oncekeeper import App, current_task, every
+from oncekeeper import App, Refused, current_task, every
 
 app = App("clocks")
 seen: list[tuple[str, str]] = []
@@ -126,3 +126,30 @@ def test_an_applications_schedules_are_not_those_of_another(cluster: InMemoryClu
     cluster.use(other)
     cluster.advance("10s")
     assert [len(cluster.fired(each)) for each in (beat, tick)] == [1, 2]
+
+
+@pytest.mark.parametrize("delay", ["1s", "1h"])
+def test_a_delay_is_of_the_clusters_clock_and_its_task_can_be_rescheduled(
+    cluster: InMemoryCluster, delay: str
+) -> None:
+    later = App("later")
+
+    @later.task(on_doubt="rerun")
+    def remind() -> None:
+        note(cluster, "remind")
+
+    tasks = [cluster.submit(remind.options(delay=delay)) for _ in range(3)]
+    cluster.run()
+    assert [cluster.status(task) for task in tasks] == ["delayed"] * 3
+    tasks[0].reschedule(delay="2h")
+    assert tasks[1].reschedule(due=datetime(2026, 1, 1, 0, 0, 2, tzinfo=UTC)).second == 2
+    cluster.advance("90m")
+    assert [cluster.status(task) for task in tasks] == ["delayed", "executed", "executed"]
+    assert seen == [
+        ("remind", "Thu 00:00:02"),
+        ("remind", "Thu 00:00:02" if delay == "1s" else "Thu 01:00:01"),
+    ]
+    cluster.run_until_idle()
+    assert seen[-1] == ("remind", "Thu 02:00:01")
+    with pytest.raises(Refused, match="executed"):
+        tasks[0].reschedule(delay="1s")
