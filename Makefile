@@ -3,11 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Processes for a suite: one for each core, and one more where tests mostly wait for sessions to lapse and the like.
-# tests/conftest.py says what stays together. One test alone: .venv/bin/python -m pytest tests/…
-CORES := $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
-WAITING := $(shell echo $$(($(CORES) + 1)))
-SIDE_BY_SIDE := -n
+# A suite's tests run on a process for each core: real nodes and brokers mostly wait. tests/conftest.py says what stays
+# together. One test by itself: .venv/bin/python -m pytest tests/…
+SIDE_BY_SIDE := -n $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 
 .PHONY: demo test lint unit property contract cluster kafka-tests smoke simulate chaos nightly bench kafka fuzz venv clean
 
@@ -22,22 +20,19 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit property contract: $(STAMP)
-	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) $(CORES) tests/$@
-
-cluster: $(STAMP)
-	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) $(WAITING) tests/cluster
+unit property contract cluster: $(STAMP)
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) tests/$@
 
 # On real brokers, which are got once and die with the tests.
 kafka-tests: $(STAMP)
 	tools/get-kafka >/dev/null
 	tools/get-toxiproxy >/dev/null
-	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) $(WAITING) tests/kafka
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) tests/kafka
 
 # The smoke set of the fault suite on real nodes, and what checks the checkers.
 smoke: $(STAMP)
 	tools/get-toxiproxy >/dev/null
-	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) $(CORES) tests/chaos
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) tests/chaos
 
 # Two thousand clusters under virtual time and seeded faults: nothing lost, nothing twice.
 SEEDS ?= 2000
