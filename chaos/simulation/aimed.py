@@ -61,6 +61,9 @@ class Aimed:
             "forgetful voter": 1.2,
             "wall clock": 1.5,
             "kill between log writes": 1.5,
+            "firing is cut short": 2.0,
+            "all are down": 2.2,
+            "reschedule is cut short": 2.0,
         }.get(name, 0.0)
 
     # --- whom -------------------------------------------------------------------------------------------------

@@ -18,14 +18,19 @@ from chaos.simulation.loop import Clock, ProcessLoop
 from chaos.simulation.workload import POLICY
 from dedup.ids import Ids, TaskId, ids_of, keyed_id
 from node.facade import OutcomeUnknown, Unavailable
+from node.http import kept
 from node.http.steer import _lay_aside
+from node.http.wire import ApiError
 from node.running import RunningNode
 from oncekeeper.envelope import TaskBatch
+from oncekeeper.errors import LogUnusable
 from oncekeeper.log.port import UnknownAppend, Unsent
 from raft import commands as c
 
 if TYPE_CHECKING:
     from chaos.simulation.cluster import Cluster
+    from chaos.simulation.planners import Planner
+    from chaos.simulation.postponing import Postponer
     from chaos.simulation.process import Process
 
 REQUEST_S = 2.5
@@ -34,11 +39,15 @@ NAMES = ("pay", "pay", "mail", "mail", "slow", "count", "crunch", "post", "wire"
 
 
 class Unreached(Exception):
-    """No node could be asked, or none answered: the outcome is unknown unless ``surely_not``."""
+    """No node could be asked, or none answered: the outcome is unknown unless ``surely_not``.
 
-    def __init__(self, text: str, surely_not: bool = False) -> None:
+    ``ended``: the node said so itself, and does nothing more about it.
+    """
+
+    def __init__(self, text: str, surely_not: bool = False, ended: bool = False) -> None:
         super().__init__(text)
         self.surely_not = surely_not
+        self.ended = ended or surely_not
 
 
 class Clients:
@@ -49,20 +58,34 @@ class Clients:
         self.loop = ProcessLoop(world.scheduler, clock, 2, "client", world.callback_raised)
         self.busy = 0
         self._keys = 0
+        self.planners: list[Planner] = []
+        self.postponers: list[Postponer] = []
 
     @property
     def quiet(self) -> bool:
-        return self.busy == 0
+        return self.busy == 0 and all(planner.quiet for planner in self.planners)
 
     def start(self) -> None:
         world = self.world
         for number in range(CLIENTS):
             self.busy += 1
             world.scheduler.after(0.4, self.loop, self.loop.enter, self._begin, number)
+        for person in (*self.planners, *self.postponers):
+            self.busy += 1
+            world.scheduler.after(0.45, self.loop, self.loop.enter, self._begin_person, person)
         world.scheduler.after(1.0, self.loop, self.loop.enter, self._begin_human)
 
     def _begin(self, number: int) -> None:
         self._run(self._client(number))
+
+    def _begin_person(self, person: Planner | Postponer) -> None:
+        self._run(self._person(person))
+
+    async def _person(self, person: Planner | Postponer) -> None:
+        await person.work()
+        await person.end()
+        self.busy -= 1
+        await person.guard()
 
     def _begin_human(self) -> None:
         self._run(self._human())
@@ -79,16 +102,18 @@ class Clients:
 
     # --- asking a node ------------------------------------------------------------------------------------------
 
-    async def ask(self, act: Callable[[RunningNode], Awaitable[Any]]) -> Any:
-        """Ask some node; raises Unreached."""
+    async def ask(
+        self, act: Callable[[RunningNode], Awaitable[Any]], within_s: float = REQUEST_S, name: str = ""
+    ) -> Any:
+        """Ask that node, or some node; raises Unreached, or ApiError where it refuses."""
         world = self.world
-        process = world.processes[self.random.choice(world.names)]
+        process = world.processes[name or self.random.choice(world.names)]
         service = process.service
         if not process.alive or service is None:
             raise Unreached(f"{process.name} is down", surely_not=True)
         answer: asyncio.Future[Any] = self.loop.create_future()
         world.scheduler.after(0.0002, process.loop, process.loop.enter, self._serve, process, act, answer)
-        done, _ = await asyncio.wait([answer], timeout=REQUEST_S)
+        done, _ = await asyncio.wait([answer], timeout=within_s)
         if not done:
             raise Unreached(f"{process.name} does not answer")
         try:
@@ -96,7 +121,11 @@ class Clients:
         except Unavailable as error:
             raise Unreached(str(error), surely_not=True) from error
         except OutcomeUnknown as error:
-            raise Unreached(str(error)) from error
+            raise Unreached(str(error), ended=True) from error
+        except ApiError as error:
+            if error.body.get("unknown"):
+                raise Unreached(str(error), ended=True) from error
+            raise
 
     def _serve(
         self, process: Process, act: Callable[[RunningNode], Awaitable[Any]], answer: asyncio.Future[Any]
@@ -107,8 +136,10 @@ class Clients:
         async def serve() -> None:
             try:
                 result, error = await act(service.face), None
-            except (Unavailable, OutcomeUnknown) as raised:
+            except (Unavailable, OutcomeUnknown, ApiError) as raised:
                 result, error = None, raised
+            except LogUnusable as raised:  # as node/http/server.py
+                result, error = None, Unavailable(str(raised))
             except (Unsent, UnknownAppend) as raised:
                 result, error = None, OutcomeUnknown(str(raised))
             self.world.scheduler.after(
@@ -168,9 +199,9 @@ class Clients:
         batch = TaskBatch(queue="default", handler=name, ids=ids, bodies=(b"{}",) * count, due_ms=due_ms)
         if due_ms % 2:
             # Far ahead of an unknown time: it is kept in the log's store.
-            await self._append(msgspec.structs.replace(batch, then="enqueue" if due_ms % 4 == 1 else ""))
+            await self.append(msgspec.structs.replace(batch, then="enqueue" if due_ms % 4 == 1 else ""))
         else:
-            await self._append(msgspec.structs.replace(batch, submitted_ms=self.loop.clock.wall_ms()))
+            await self.append(msgspec.structs.replace(batch, submitted_ms=self.loop.clock.wall_ms()))
 
     def _handler(self) -> str:
         favoured = self.world.favoured
@@ -184,13 +215,13 @@ class Clients:
         key = f"order-{self._keys}"
         name = NAMES[self._keys % len(NAMES)]
         ids = Ids((), (keyed_id("default", key),))
-        await self._append(TaskBatch(queue="default", handler=name, ids=ids, bodies=(b"{}",), keys=(key,)))
+        await self.append(TaskBatch(queue="default", handler=name, ids=ids, bodies=(b"{}",), keys=(key,)))
 
-    async def _append(self, batch: TaskBatch) -> None:
+    async def append(self, batch: TaskBatch) -> None:
         world, witness = self.world, self.world.witness
         for task_id in batch.ids:
             if batch.due_ms:
-                witness.due_ms.setdefault(task_id, batch.due_ms)
+                witness.promises.submitted(task_id, batch.due_ms)
             witness.note("client", "SUBMIT", task_id, batch.handler)
         # Recorded before it is written: from here on its outcome is unknown until it is known.
         witness.history.submit(batch.ids, POLICY[batch.handler], acknowledged=False, t_ns=witness.t_ns)
@@ -222,15 +253,23 @@ class Clients:
         """Half of them right after the submit, so that some are in time."""
         recent = list(self.world.witness.history.submitted)[-4:]
         task_id = self.random.choice(recent) if recent and self.random.random() < 0.6 else self._some()
-        if task_id is None:
-            return
+        if task_id is not None:
+            await self.cancel(task_id)
+
+    async def cancel(self, task_id: TaskId) -> None:
+        async def act(face: RunningNode) -> c.Outcome:
+            """As node/http/steer.py: first the ledger's word, and then its row is dropped."""
+            answers = await face.propose((c.Cancel(ids_of([task_id]), "client"),), 1500)
+            outcome: c.Outcome = answers[0].spans[0].outcome  # type: ignore[union-attr]
+            if outcome is c.Outcome.SETTLED:
+                await face.with_log(lambda log: kept.forget(log, task_id))
+            return outcome
+
         try:
-            answers = await self.ask(
-                lambda face: face.propose((c.Cancel(ids_of([task_id]), "client"),), 1500)
-            )
+            outcome = await self.ask(act)
         except Unreached:
             return
-        if answers[0].spans[0].outcome is c.Outcome.SETTLED:
+        if outcome is c.Outcome.SETTLED:
             witness = self.world.witness
             witness.note("client", "CANCELLED", task_id)
             witness.reached.add("cancel")
@@ -240,8 +279,8 @@ class Clients:
 
     async def _revive(self) -> None:
         task_id = self._some(State.DEAD if self.random.random() < 0.7 else State.CANCELLED)
-        if task_id is None:
-            return
+        if task_id is None or self.world.witness.promises.waits_for_long(task_id):
+            return  # what nobody wanted any more, and is due in an hour, would outlast the run
         self.world.witness.note("client", "REVIVE", task_id)
         self.world.witness.cancelled.discard(task_id)
 

@@ -20,21 +20,26 @@ from typing import Any
 from chaos import history as h
 from chaos.checkers import judge
 from chaos.checkers.life import TERMINAL, State
+from chaos.simulation.aimed_times import ALL_DOWN, FIRING, MOVING
 from chaos.simulation.clients import Clients
 from chaos.simulation.disk import Loss
 from chaos.simulation.faults import Faults
 from chaos.simulation.loop import Actor, Clock, ProcessLoop, Scheduler, current
 from chaos.simulation.machine import Machine
 from chaos.simulation.network import Network
+from chaos.simulation.planners import Planner, watch_schedules
+from chaos.simulation.postponing import FAR_MS, Postponer
 from chaos.simulation.process import Process, build_parts
 from chaos.simulation.seams import kept_from, seams
+from chaos.simulation.timetables import SCHEDULES
 from chaos.simulation.watchdog import Hung, watching
 from chaos.simulation.witness import Violation, Witness
-from chaos.simulation.workload import HANDLERS
+from chaos.simulation.workload import CODED, HANDLERS, with_schedule
 from dedup.ids import TaskId, id_text
 from node.service import Service
 from node.workers.events import WorkerStartError
-from node.workers.port import Ended, Work
+from node.workers.port import Ended, HandlerInfo, Work
+from oncekeeper.log.delayed import Delayed
 from oncekeeper.log.memory import MemoryLog
 from raft.journal import JournalFailed
 from raft.ledger_state import LedgerCorrupt
@@ -49,6 +54,8 @@ LOOK_S = 0.1
 COLLECT_EVERY = 8
 SESSIONS = ((2200, 1100, 350), (1300, 300, 300))
 """Of a run: session timeout, fence margin, heartbeat, in ms. The short one lapses while a run still has time."""
+LATE_MS = (500, 1500, 30_000)
+"""Of a run: how late a firing may be and still not be missed."""
 STEPS_MAX = 200_000
 """A run takes some thousands; one that is stuck for its 40 s some ten thousands."""
 
@@ -91,9 +98,10 @@ class Cluster:
         self.random = self.scheduler.random
         count = options.nodes or (5 if seed % 4 == 3 else 3)
         self.names = [f"n{number + 1}" for number in range(count)]
-        self.handlers = HANDLERS
+        self.handlers: tuple[HandlerInfo, ...] = HANDLERS
         self.log = MemoryLog(PARTITIONS, lambda: EPOCH_MS + int(self.scheduler.now * 1000))
-        self.witness = Witness(self.scheduler, self.log)
+        self.late_ms = self.random.choice(LATE_MS)
+        self.witness = Witness(self.scheduler, self.log, self.late_ms)
         self.witness.happened = self.happened
         self.network = Network(self.scheduler, self.names, on_wire=seed % 8 == 1)
         self.driver = Actor(1)
@@ -130,6 +138,7 @@ class Cluster:
         """Whom the supervisor does not start again for now."""
         self.done = False
         self.clients = Clients(self)
+        self._settle_people()
         self.faults = Faults(self)
 
     # --- processes ----------------------------------------------------------------------------------------------
@@ -144,7 +153,31 @@ class Cluster:
         process.start()
 
     def make_service(self, process: Process) -> Service:
-        return Service(build_parts(process))
+        service = Service(build_parts(process))
+        watch_schedules(process, service.schedules)
+        return service
+
+    def _settle_people(self) -> None:
+        """Some runs have schedules, of the code's or by hand, and some have delayed tasks that are moved."""
+        draw = self.random
+        names = draw.choice(((), (), ("a",), ("a", "b")))
+        if draw.random() < 0.2:
+            self.deploy()
+            names = (*names, CODED)
+        if self.options.fault in (FIRING, ALL_DOWN):
+            names = ("a", "b")
+        self.clients.planners = [Planner(self, name) for name in names]
+        self.clients.postponers = (
+            [Postponer(self)] if draw.random() < 0.5 or self.options.fault == MOVING else []
+        )
+
+    def deploy(self) -> None:
+        """Another version of the code, with another schedule in it: for nodes that start from now on."""
+        self.handlers = with_schedule(self.random)
+
+    def wall_peak_ms(self) -> int:
+        """The latest that any wall clock ever showed."""
+        return max(machine.clock.wall_peak_ms() for machine in self.machines.values())
 
     def process_ended(self, process: Process, power: bool) -> None:
         self.graveyard.append(process)
@@ -219,7 +252,7 @@ class Cluster:
     # --- what workers do to the world ---------------------------------------------------------------------------
 
     def started(self, machine: Machine, work: Work, task_id: TaskId) -> None:
-        self.witness.started(machine, work, task_id, self.witness.due_ms.get(task_id, 0))
+        self.witness.started(machine, work, task_id, self.witness.promises.earliest_ms(task_id))
         self.happened("start", machine, work)
 
     def effect(self, machine: Machine, work: Work, task_id: TaskId, pid: int) -> None:
@@ -246,6 +279,7 @@ class Cluster:
                 (item,) = self.log.read(number, base, count, 1 << 30)[:1]
                 batch = getattr(item, "batch", None)
                 if batch is not None:
+                    self.witness.timetables.appended(batch)
                     self.witness.placed(number, base, batch.part(0, count).ids)
         return appended
 
@@ -296,7 +330,7 @@ class Cluster:
             return
         if now > self.faults.healed_s and self.clients.quiet:
             open_ids = self._open()
-            if not open_ids and self._caught_up():
+            if not open_ids and not self.witness.timetables.owed and self._caught_up():
                 self.done = True
                 self.scheduler.clear()
                 return
@@ -322,9 +356,22 @@ class Cluster:
         services = [each.service for each in self.processes.values()]
         if not all(each.alive for each in self.processes.values()) or not all(services):
             return False
-        if self.log.committed() != self.log.ends() or self.log.delays.counts():
+        if self.log.committed() != self.log.ends() or self._kept():
             return False
         return len({service.ledger.applied_index for service in services if service is not None}) == 1
+
+    def _kept(self) -> list[Delayed]:
+        """What waits in the store. A row may outlive its task: it was cancelled, or moved to now, while it was put
+        there once more. It is dropped when it is due, and where that is long after the run nobody waits for it."""
+        rows, until_ms = [], self.clients.loop.clock.wall_ms() + FAR_MS // 8
+        for row in self.log.delays.due(range(PARTITIONS), 1 << 50, None, 1000):
+            ids = [task_id for _, item in self.log.delays.fetch([row]) for task_id in item.batch.ids]  # type: ignore[union-attr]
+            lives = [self.witness.lives.get(each) for each in ids]
+            if row.due_ms > until_ms and all(life is not None and life.state in TERMINAL for life in lives):
+                self.witness.reached.add("a row outlives its task")
+            else:
+                rows.append(row)
+        return rows
 
     def _stuck(self, open_ids: list[TaskId]) -> None:
         lives = self.witness.lives
@@ -334,6 +381,10 @@ class Cluster:
             ]
             text = f"{HEALED_S:.0f} s after healing {len(open_ids)} tasks are open: {', '.join(states[:8])}"
             self.witness.violated(13, text, *open_ids[:8])
+            return
+        if owed := sorted(self.witness.timetables.owed):
+            text = f"{HEALED_S:.0f} s after healing firings that were decided are not in the log: {owed[:8]}"
+            self.witness.violated(SCHEDULES, text)
             return
         ledgers = {
             name: each.service.ledger.applied_index if each.service is not None else None
@@ -349,7 +400,7 @@ class Cluster:
         self.witness.violated(
             13,
             f"{HEALED_S:.0f} s after healing: applied {ledgers}; positions short of their ends: {behind}; "
-            f"delayed: {self.log.delays.counts()}",
+            f"delayed: {self._kept()}",
         )
 
     def _judge(self) -> None:
@@ -369,6 +420,7 @@ class Cluster:
             except LedgerCorrupt as error:
                 witness.violated(10, f"the ledger of {name} contradicts itself: {error}")
                 return
+            witness.timetables.compare(name, ledger.schedules, ledger.firings)
             counts = ledger.counts()
             witness.history.counted = h.Counted(
                 counts.executed, counts.dead, counts.cancelled, counts.suspect

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import node.deferring
 from chaos import history as h
-from chaos.simulation.aimed import Aimed, Healer
+from chaos.simulation.aimed import Healer
+from chaos.simulation.aimed_times import AimedAtTimes
 from chaos.simulation.files import any_bit
 
 if TYPE_CHECKING:
@@ -28,10 +29,14 @@ CRASH_STEPS = (
     "after_settle",
     "before_commit",
     "after_commit",
+    "before_fire",
+    "after_fire",
+    "after_fire_append",
+    "after_launch",
 )
 
 
-class Faults(Aimed):
+class Faults(AimedAtTimes):
     def __init__(self, world: Cluster) -> None:
         super().__init__(world, 3.5 + 3.0 * world.random.random())
         self.names: list[str] = []
@@ -64,6 +69,7 @@ class Faults(Aimed):
             "history is full": (1, self._history_full),
             "stop and start": (2, self._stop),
             **self.aimed(),
+            **self.aimed_at_times(),
         }
 
     @property

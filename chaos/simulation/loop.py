@@ -143,7 +143,8 @@ class Clock:
         self.rate = rate
         self._base = 1000.0
         self._epoch_ms = epoch_ms
-        self.wall_jump_ms = 0
+        self._jump_ms = 0
+        self._peak_ms = 0
 
     def time(self) -> float:
         return self._base + self._scheduler.now * self.rate
@@ -160,7 +161,20 @@ class Clock:
         return self.time() * 1000
 
     def wall_ms(self) -> int:
-        return self._epoch_ms + int(self.time() * 1000) + self.wall_jump_ms
+        return self._epoch_ms + int(self.time() * 1000) + self._jump_ms
+
+    @property
+    def wall_jump_ms(self) -> int:
+        return self._jump_ms
+
+    @wall_jump_ms.setter
+    def wall_jump_ms(self, jump_ms: int) -> None:
+        self._peak_ms = max(self._peak_ms, self.wall_ms())
+        self._jump_ms = jump_ms
+
+    def wall_peak_ms(self) -> int:
+        """The latest that the wall clock ever showed."""
+        return max(self._peak_ms, self.wall_ms())
 
 
 class Current:

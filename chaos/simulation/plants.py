@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import raft.ledger
+
 
 @dataclass(frozen=True)
 class Plant:
@@ -56,5 +58,19 @@ def edit(owner: Any, name: str, old: str, new: str) -> Callable[[], AbstractCont
         if isinstance(static, staticmethod):
             return replaced(owner, name, staticmethod(altered(static.__func__, old, new)))
         return replaced(owner, name, altered(static, old, new))
+
+    return put_in
+
+
+def rule(
+    name: str, command: str, old: str, new: str, module: Any
+) -> Callable[[], AbstractContextManager[None]]:
+    """A rule of the ledger, which raft/ledger.py keeps in a table."""
+
+    def put_in() -> AbstractContextManager[None]:
+        rules = dict(raft.ledger._RULES)
+        kind = next(each for each in rules if each.__name__ == command)
+        rules[kind] = altered(getattr(module, name), old, new)
+        return replaced(raft.ledger, "_RULES", rules)
 
     return put_in

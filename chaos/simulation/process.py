@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from chaos.simulation import peers
 from chaos.simulation.loop import Killed, ProcessLoop
 from chaos.simulation.machine import DATA, Machine
 from chaos.simulation.network import SimulatedTransport
@@ -116,6 +118,8 @@ class _DelayWriter:
         self._writer._write("defer", self._store.defer, tasks)
 
     def move(self, places: Any, due_ms: int, was_ms: int | None = None) -> Any:
+        process = self._writer._process
+        process.world.happened("moved", process)
         return self._writer._write("move", self._store.move, places, due_ms, was_ms)
 
     def drop(self, places: Any) -> Any:
@@ -264,17 +268,17 @@ class WatchedReplica(Replica):
 def build_parts(process: Process) -> Parts:
     """What node/assembly.py builds, simulated."""
     world, machine = process.world, process.machine
-    peers = {
+    addresses = {
         name: Peer(Address("127.0.0.1", 7000 + at), Address("127.0.0.1", 8000 + at), 9000 + at)
         for at, name in enumerate(world.names)
     }
-    here = peers[process.name]
+    here = addresses[process.name]
     config = NodeConfig(
         node_id=process.name,
         cluster_id=CLUSTER_ID,
         cluster_dir=Path("/cluster"),
         data_dir=Path(DATA),
-        peers=peers,
+        peers=addresses,
         raft=here.raft,
         http=here.http,
         wake=here.wake,
@@ -286,6 +290,7 @@ def build_parts(process: Process) -> Parts:
         fence_margin_ms=world.margin_ms,
         testimony_wait_ms=TESTIMONY_MS,
         drain_ms_max=500,
+        schedule_late_ms=world.late_ms,
         crash_at=world.crash_at.pop(process.name, ""),
     )
     raft = ReplicaConfig(
@@ -294,7 +299,7 @@ def build_parts(process: Process) -> Parts:
         secret=bytes(32),
         listen=(here.raft.host, here.raft.port),
         peers={
-            name: (peer.raft.host, peer.raft.port) for name, peer in peers.items() if name != process.name
+            name: (peer.raft.host, peer.raft.port) for name, peer in addresses.items() if name != process.name
         },
         data_dir=Path(DATA) / "raft",
         timings=Timings(),
@@ -349,9 +354,6 @@ def build_parts(process: Process) -> Parts:
         # The slots' files are in the machine's memory (chaos/simulation/workers.py); the path is only a name.
         return WorkerPools("app:app", "", pools, Path("/work"), incarnation, on_reports, on_event)
 
-    async def ask_peer(*_: Any, **__: Any) -> Any:
-        raise NotImplementedError("peers are asked by the HTTP API only")
-
     async def close_peers() -> None:
         pass
 
@@ -368,6 +370,6 @@ def build_parts(process: Process) -> Parts:
         make_replica=make_replica,
         make_pools=make_pools,
         make_http=lambda face: NoHttp(),
-        ask_peer=ask_peer,
+        ask_peer=functools.partial(peers.ask, process),
         close_peers=close_peers,
     )

@@ -20,6 +20,7 @@ import node.workers.pools
 import node.workers.slot
 import raft.engine_library
 from chaos.simulation.loop import Killed, current
+from chaos.simulation.timetables import BACKLOG_MAX
 from chaos.simulation.workers import MachineTime, SimulatedCrew, SimulatedGuard, WorkerProcess
 from dedup.bloom import BloomFilter
 from node.service import Service
@@ -74,11 +75,11 @@ def seams() -> Iterator[None]:
         (node.http.steer, "time", MachineTime),
         (node.http.schedules, "time", MachineTime),
         # As the sessions of a run are to those of a user: shorter by as much.
-        (node.http.delays, "ASK_PEER_MS", 500),
-        (node.rescheduling, "HOLD_MS", 5_000),
+        (node.rescheduling, "HOLD_MS", 2_500),
         (node.rescheduling, "TELL_S", 3.4),
         (node.http.delays, "time", MachineTime),
-        (node.schedules, "BACKLOG_MAX", 6),
+        (node.http.delays, "ASK_PEER_MS", 700),
+        (node.schedules, "BACKLOG_MAX", BACKLOG_MAX),
         (Service, "_fatal", _fatal),
         (raft.engine_library, "_clock", _library_clock),
         # So small and so full that it is often wrong, which is what must not matter.

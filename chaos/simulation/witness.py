@@ -17,6 +17,8 @@ from chaos import history as h
 from chaos.checkers.life import TERMINAL, Life, State
 from chaos.history import History
 from chaos.replay import _decisions as decisions_of
+from chaos.simulation.postponing import Promises
+from chaos.simulation.timetables import Timetables
 from dedup.ids import Ids, TaskId, id_text
 from node.workers.port import Work
 from oncekeeper.log.delayed import Place
@@ -46,7 +48,7 @@ class Violated(Exception):
 
 
 class Witness:
-    def __init__(self, scheduler: Scheduler, log: MemoryLog) -> None:
+    def __init__(self, scheduler: Scheduler, log: MemoryLog, late_ms: int) -> None:
         self.scheduler = scheduler
         self.history = History()
         self.violations: list[Violation] = []
@@ -57,7 +59,8 @@ class Witness:
         self.highest = 0
         self.digests: dict[int, tuple[str, bytes]] = {}
         self.cancelled: set[TaskId] = set()
-        self.due_ms: dict[TaskId, int] = {}
+        self.promises = Promises(self)
+        self.timetables = Timetables(self, late_ms)
         self.retry_due_ms: dict[TaskId, int] = {}
         self.reached: set[str] = set()
         """What happened at least once: for the report of what a batch of seeds covers."""
@@ -116,6 +119,7 @@ class Witness:
                 self._once(effects)
                 self._measured(effects.proposal)
                 self._decided(effects, ledger)
+                self.timetables.on(effects)
             self._time_passed(ledger.now_ms)
         if index % DIGEST_EVERY == 0:
             self.digest(node, index, ledger)
@@ -201,6 +205,7 @@ class Witness:
                 self.cancelled.discard(
                     decision.id
                 )  # whenever its canceller hears: somebody wants it after all
+                self.promises.revived(decision.id)
             if isinstance(decision, h.Claimed):
                 due = self.retry_due_ms.pop(decision.id, 0)
                 if life.state is State.WAITING and ledger.now_ms < due:
@@ -216,6 +221,10 @@ class Witness:
             self.reached.add(type(decision).__name__)
             if len(life.wrong) > wrong:
                 self.violated(3, life.wrong[-1], decision.id)
+        for command in effects.proposal.commands:
+            if isinstance(command, c.Hold) and not command.hold_ms:
+                for task_id in command.ids:  # it takes a retry's delay back
+                    self.retry_due_ms.pop(task_id, None)
         for event in effects.events:
             if isinstance(event, c.SessionOpened | c.SessionClosed):
                 why = f" {event.why}" if isinstance(event, c.SessionClosed) else ""
@@ -260,10 +269,11 @@ class Witness:
             self.violated(
                 12, f"{id_text(task_id)} starts, and a client was told that it is cancelled", task_id
             )
-        if due_ms and not machine.world.walls_jumped and machine.clock.wall_ms() < due_ms:
-            self.violated(
-                12, f"{id_text(task_id)} starts {due_ms - machine.clock.wall_ms()} ms early", task_id
-            )
+        if due_ms:
+            clock, world = machine.clock, machine.world
+            latest_ms = world.wall_peak_ms() if world.walls_jumped else clock.wall_ms()
+            if latest_ms < due_ms:
+                self.violated(12, f"{id_text(task_id)} starts {due_ms - latest_ms} ms early", task_id)
 
     def effect(self, machine: Machine, work: Work, task_id: TaskId, pid: int) -> None:
         self.note(machine.name, "EFFECT", task_id, f"fence {work.fence} pid {pid}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from node.workers.port import HandlerInfo, Work
 
@@ -26,6 +29,19 @@ HANDLERS = (
     _handler("bad", "cpu", "check", retries=1),
 )
 POLICY = {info.name: info.on_doubt for info in HANDLERS}
+CODED = "count"
+"""The handler that the code may give a schedule."""
+EVERY_MS = (300, 700, 1100, 1900)
+CATCH_UPS = ("none", "latest", "all")
+
+
+def with_schedule(draw: random.Random) -> tuple[HandlerInfo, ...]:
+    """The application in a version that declares a schedule."""
+    when, catch_up = f"every {draw.choice(EVERY_MS)}ms", draw.choice(CATCH_UPS)
+    return tuple(
+        msgspec.structs.replace(info, schedule=when, catch_up=catch_up) if info.name == CODED else info
+        for info in HANDLERS
+    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from dedup.ids import parse_id
+from dedup.ids import TaskId, parse_id
 from node.facade import NodeFacade
 from node.http.status import fresh
 from node.http.steer import Who, decide
@@ -89,7 +89,7 @@ async def put_schedule(node: NodeFacade, request: web.Request) -> web.Response:
     wanted = await parse(request, Wanted)
     timetable = await _timetable(node, wanted)
     by = text(wanted.by, "by") or "http"
-    await _change(node, name, PutSchedule(name, timetable, BY_HAND, by, _now_ms()))
+    await change(node, name, PutSchedule(name, timetable, BY_HAND, by, clock_ms()))
     return reply(row(name, _known(node, name)))
 
 
@@ -98,7 +98,7 @@ async def delete_schedule(node: NodeFacade, request: web.Request) -> web.Respons
     by = query_text(request, "by") or "http"
     await fresh(node)
     _known(node, name)
-    await _change(node, name, DeleteSchedule(name, BY_HAND, by))
+    await change(node, name, DeleteSchedule(name, BY_HAND, by))
     return reply({"name": name, "deleted": True})
 
 
@@ -127,17 +127,21 @@ class FireNow:
             except ValueError as error:
                 raise ApiError(400, str(error)[:300], "id") from None
         await fresh(node)
-        timetable = _known(node, name).timetable
-        message = Message(
-            handler=timetable.handler,
-            body=timetable.body,
-            id=task_id,
-            queue=timetable.queue,
-            ttr_ms=timetable.ttr_ms,
-            submitted_by=f"schedule {name}, fired by {by}",
-        )
+        message = by_hand(name, _known(node, name).timetable, task_id, by)
         ids, _ = await self._submission.take([message], bulk=False)
         return reply({"name": name, "id": ids[0]})
+
+
+def by_hand(name: str, timetable: Timetable, task_id: TaskId | None, by: str) -> Message:
+    """The task that the schedule fires, once more."""
+    return Message(
+        handler=timetable.handler,
+        body=timetable.body,
+        id=task_id,
+        queue=timetable.queue,
+        ttr_ms=timetable.ttr_ms,
+        submitted_by=f"schedule {name}, fired by {by}",
+    )
 
 
 async def _pause(node: NodeFacade, request: web.Request, *, paused: bool) -> web.Response:
@@ -145,11 +149,12 @@ async def _pause(node: NodeFacade, request: web.Request, *, paused: bool) -> web
     by = (await parse(request, Who)).name()
     await fresh(node)
     _known(node, name)
-    await _change(node, name, PauseSchedule(name, paused, by, _now_ms()))
+    await change(node, name, PauseSchedule(name, paused, by, clock_ms()))
     return reply(row(name, _known(node, name)))
 
 
-async def _change(node: NodeFacade, name: str, command: Command) -> None:
+async def change(node: NodeFacade, name: str, command: Command) -> None:
+    """One command of the ledger. ApiError says why not, or that nobody knows."""
     known = node.ledger.schedules.get(name)
     if known is not None and known.owner != BY_HAND and not isinstance(command, PauseSchedule):
         raise _coded(name)
@@ -208,5 +213,5 @@ def _name(request: web.Request) -> str:
     return name
 
 
-def _now_ms() -> int:
+def clock_ms() -> int:
     return time.time_ns() // 1_000_000
