@@ -21,6 +21,7 @@ def bench(*arguments):
     return ran.returncode, ran.stdout, ran.stderr
 
 
+@pytest.mark.slow
 def test_tasks_are_counted_and_every_figure_has_its_samples(tmp_path):
     code, out, said = bench("--quick", "--tasks", "2000", "--only", "tasks", "--only", "submit", "--json",
                             "--dir", str(tmp_path))  # fmt: skip
@@ -43,6 +44,7 @@ def test_tasks_are_counted_and_every_figure_has_its_samples(tmp_path):
     assert sorted(number for (number,) in NUMBER.iter_unpack(numbers)) == list(range(200 + 6000))
 
 
+@pytest.mark.slow
 def test_latency_rest_and_commands_are_of_all_that_was_asked(tmp_path):
     code, out, said = bench("--quick", "--only", "latency", "--only", "rest", "--only", "command", "--json")
     assert code == 0, said

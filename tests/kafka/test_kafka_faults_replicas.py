@@ -20,6 +20,7 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
         made.kill()
 
 
+@pytest.mark.slow
 def test_the_broker_of_three_that_leads_the_group_is_killed_under_load_and_costs_no_task(
     brokers: Kafka, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -283,6 +283,7 @@ def test_a_broker_without_the_new_protocol_gets_the_classic_one(private_kafka: M
     asyncio.run(act())
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_not_there_is_told_and_waited_for(private_kafka: Made) -> None:
     one_broker = private_kafka()
     create_topic(one_broker.bootstrap(), "late.q.default", 1)

@@ -167,6 +167,7 @@ def test_a_hanging_connection_is_not_waited_for_beyond_the_deadline(proxied_kafk
     log.close()
 
 
+@pytest.mark.slow
 def test_a_broker_that_starts_again_is_found_again(private_kafka: Private) -> None:
     kafka = private_kafka()
     log = opened(kafka.bootstrap(), "again", send_timeout_ms=5000)

@@ -24,6 +24,7 @@ def run(*arguments):
     return ran.returncode, json.loads(ran.stdout or "{}"), ran.stderr
 
 
+@pytest.mark.slow
 def test_every_order_takes_effect_once_while_leader_workers_and_broker_are_killed(tmp_path):
     home = tmp_path / "demo"
     code, found, said = run("demo", "--log", "kafka", "--orders", "1000", "--dir", str(home))
@@ -37,6 +38,7 @@ def test_every_order_takes_effect_once_while_leader_workers_and_broker_are_kille
     assert Kafka.open(home / "kafka").running == []
 
 
+@pytest.mark.slow
 def test_the_bench_measures_on_a_broker_that_is_there_and_cleans_up_after_itself(kafka):
     log, groups = f"kafka://{kafka.bootstrap()}", ("submit", "duplicates", "leave")
     only = [word for group in groups for word in ("--only", group)]

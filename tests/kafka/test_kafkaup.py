@@ -40,6 +40,7 @@ def values(bootstrap, topic):
 # --- what a user does -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_was_produced_is_there_after_down_and_up_on_another_port_too(folder):
     up = oncekeeper(folder, "kafka", "up", "--detach", "--port", "0")
     assert up["dir"] == str(folder / "oncekeeper-kafka")
@@ -157,6 +158,7 @@ def test_an_acknowledged_message_survives_a_kill_and_a_restart_and_a_pause(priva
     assert values(kafka.bootstrap(), "kept") == sent
 
 
+@pytest.mark.slow
 def test_three_brokers_with_every_message_three_times_survive_the_loss_of_one(private_kafka):
     kafka = private_kafka(brokers=3)
     assert [broker.alive() for broker in kafka.brokers.values()] == [{1, 2, 3}] * 3
