@@ -9,8 +9,7 @@
 ``on(event)`` returns effects; the service performs them and brings back what came of them. Rules that hold:
 
 - a task is dispatched only under a fence that the ledger granted to the session that is open now;
-- an id is in this node's hands at most once (``_open``): the ledger answers a repeated claim of one session
-  with the same fence, so two records of one id must not both be claimed here;
+- an id is in this node's hands at most once (hands.py);
 - a position moves over a task only when the ledger has it executed, dead or cancelled, or when it was durably put
   aside, or handed on until it is due. Settle first, then commit: the reverse order loses the task on a crash.
   Executed is for good. Dead, cancelled and held are not: somebody may have revived the task, or ruled on it, and
@@ -24,77 +23,53 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import assert_never
 
-from dedup.runmap import RunMap
 from node import messages as m
+from node.asides import Asides
 from node.deferring import DEFERRING_MAX, Deferring, Found, due_by_message, is_far_retry, is_kept
 from node.doubt import Doubts
-from node.flow import Lane
+from node.hands import Hands
+from node.lanes import Lanes
 from node.partitions import Partitions
 from node.pieces import Piece, SpanReader, gather_ids, is_keyed, share_out
 from node.records_model import Attempt
-from node.settling import Closing, Closings, make_work, retry_delay_ms
+from node.settling import Closing, Closings, closings_of
+from node.tickets import Ticket, Tickets
 from node.undecodable import Undecodables
 from node.views import CoordinatorSettings, LedgerReads, PartitionView
-from node.workers.port import Ended, HandlerInfo, Mode, Report
+from node.workers.port import Ended, HandlerInfo, Report
+from node.working import Working
 from oncekeeper.log.delayed import Place
-from oncekeeper.log.port import Aside, Gap, Undecodable
+from oncekeeper.log.port import Gap, Undecodable
 from raft.commands import Answered, Claim, Command, Outcome, Result, Settle, Span
 
 DUE_LOOK_MS = 10_000
-UNKNOWN_KIND = "?"  # the lane of handlers that no worker knows: claimed, and given to dead letters
-
-
-@dataclass(slots=True)
-class _Running:
-    piece: Piece
-    fence: int
-    session: int
-    attempt: int
-    claimed_ms: int
-    remaining: int
-
-
-@dataclass(slots=True)
-class _Ticket:
-    """A proposal in flight: its parts in the order of its commands."""
-
-    session: int
-    settles: list[list[Closing]]
-    rulings: list[list[Piece]]
-    claims: list[list[Piece]]
 
 
 class Coordinator:
     def __init__(self, ledger: LedgerReads, settings: CoordinatorSettings) -> None:
         self._ledger = ledger
         self._settings = settings
-        self._handlers: Mapping[str, HandlerInfo] = {}
-        self._lanes: dict[str, Lane] = {UNKNOWN_KIND: self._lane(64)}
+        self._lanes = Lanes(settings)
         self.session = 0
         self._draining = False
         self._numbers = itertools.count(1)
         self._partitions = Partitions(settings)
-        self._open: RunMap[int] = RunMap()
-        self._tickets: dict[int, _Ticket] = {}
-        self._running: dict[int, _Running] = {}
+        self._hands = Hands()
+        self._tickets = Tickets()
+        self._working = Working(settings, self._numbers)
         self._closings = Closings()
         self._unsure: list[Piece] = []
         self._confirming: dict[int, list[Piece]] = {}
-        self._asides: dict[int, list[Closing] | list[Piece]] = {}
         self._doubts = Doubts(ledger, settings, self._numbers)
         self._undecodables = Undecodables()
+        self._asides = Asides(self._numbers, self._undecodables)
         self._delays: Deferring | None = None
         self._effects: list[m.Effect] = []
         self._now_ms = 0
         self._wall_ms = 0
         self.settled_tasks = 0
-
-    def _lane(self, slots: int) -> Lane:
-        s = self._settings
-        return Lane(slots, s.horizon_ms, s.rerun_horizon_ms, s.claim_max)
 
     # --- events -----------------------------------------------------------------------------------------------
 
@@ -111,13 +86,14 @@ class Coordinator:
             case m.Assigned(positions):
                 self._assign(positions)
             case m.HandlersKnown(handlers, slots):
-                self._know(handlers, slots)
+                self._lanes.know(handlers, slots)
+                self._doubts.handlers = handlers
             case m.WasRead():
                 self._was_read(event)
             case m.MoreToRead(partitions):
                 self._partitions.more(partitions)
             case m.Answers(ticket, answers):
-                self._answered(self._tickets.pop(ticket), answers)
+                self._answered(self._tickets.take(ticket), answers)
             case m.Reported(reports):
                 for report in reports:
                     self._reported(report)
@@ -172,21 +148,11 @@ class Coordinator:
     def _assign(self, positions: Mapping[int, int]) -> None:
         gone = self._partitions.assign(positions)
         if gone:
-            for lane in self._lanes.values():
+            for lane in self._lanes:
                 lane.drop(gone)
             self._doubts.drop(gone)
         if self._delays is not None:
             self._delays.assign()
-
-    def _know(self, handlers: Mapping[str, HandlerInfo], slots: Mapping[str, int]) -> None:
-        self._handlers = handlers
-        self._doubts.handlers = handlers
-        for kind, count in slots.items():
-            lane = self._lanes.get(kind)
-            if lane is None:
-                self._lanes[kind] = self._lane(count)
-            else:
-                lane.slots = count
 
     def _was_read(self, event: m.WasRead) -> None:
         if not self._partitions.was_read(event):
@@ -236,7 +202,7 @@ class Coordinator:
                 self._take_due(self._delays.fetched(event))
             case m.LookedUp():
                 for piece in self._delays.looked_up(event):
-                    self._lane_of(piece).push(piece)
+                    self._lanes.of(piece).push(piece)
 
     def _take_due(self, due: list[Found]) -> None:
         for found in due:
@@ -247,7 +213,7 @@ class Coordinator:
     def _delays_changed(self, partitions: frozenset[int]) -> None:
         if self._delays is None:
             return
-        for lane in self._lanes.values():
+        for lane in self._lanes:
             for piece in lane.drop_due(partitions):
                 self._delays.again(piece)
         for piece in self._partitions.take_early(partitions):  # a reschedule that came to nothing held them
@@ -295,7 +261,7 @@ class Coordinator:
                 elif piece.row is None and piece.is_delayed and self._delays is not None:
                     self._delays.look_up(piece)
                 else:
-                    self._lane_of(piece).push(piece)
+                    self._lanes.of(piece).push(piece)
             case Outcome.EXECUTED | Outcome.DEAD | Outcome.CANCELLED:
                 # A dead one was put aside before it was settled.
                 self._settled(piece)
@@ -311,10 +277,6 @@ class Coordinator:
             return True
         closed = span.outcome in (Outcome.EXECUTED, Outcome.DEAD, Outcome.CANCELLED)
         return piece.row is None and not closed and is_kept(piece.batch)
-
-    def _lane_of(self, piece: Piece) -> Lane:
-        info = self._handlers.get(piece.batch.handler)
-        return self._lanes[info.kind if info is not None else UNKNOWN_KIND]
 
     def _wait(self, piece: Piece, wait_ms: int, why: Outcome) -> None:
         self._partitions.wait(piece, self._now_ms + wait_ms, why)
@@ -336,7 +298,7 @@ class Coordinator:
 
     def _propose(self) -> bool:
         """One proposal with all that has gathered; False: there was nothing."""
-        ticket = _Ticket(self.session, [], [], [])
+        ticket = Ticket(self.session)
         commands: list[Command] = []
         for session, settlements, closings in self._closings.gather():
             commands.append(Settle(session, settlements))
@@ -351,7 +313,7 @@ class Coordinator:
         if not commands:
             return False
         number = next(self._numbers)
-        self._tickets[number] = ticket
+        self._tickets.add(number, ticket)
         self._effects.append(m.Propose(number, tuple(commands)))
         return True
 
@@ -360,38 +322,22 @@ class Coordinator:
         ranges: list[Piece] = []
         keyed: list[Piece] = []
         paused = self._ledger.paused_queues()
-        for lane in self._lanes.values():
+        for lane in self._lanes:
             while (piece := lane.next_piece(paused)) is not None:
                 name = piece.batch.handler
-                info = self._handlers.get(name)
+                info = self._lanes.info(piece)
                 room = lane.room(name, info is not None and info.on_doubt == "rerun", self._now_ms)
                 if room <= 0:
                     break
-                taken = lane.take(min(room, piece.count))
-                for part in self._not_open(taken):
+                free, others = self._hands.take(lane.take(min(room, piece.count)))
+                for part in others:
+                    self._wait(part, self._settings.held_look_ms, Outcome.HELD)
+                for part in free:
                     lane.handler(name).outstanding += part.count
                     (keyed if is_keyed(part) else ranges).append(part)
         return [pieces for pieces in (ranges, keyed) if pieces]
 
-    def _not_open(self, piece: Piece) -> list[Piece]:
-        """The parts of a piece whose ids are not in this node's hands already; now they are."""
-        ids = piece.ids
-        if len(ids.keys) > 1 and len(set(ids.keys)) < len(ids.keys):
-            singles = [piece.part(at, 1) for at in range(piece.count)]
-            return [part for single in singles for part in self._not_open(single)]
-        free: list[Piece] = []
-        at = 0
-        for count, taken in self._open.spans(ids):
-            part = piece.part(at, count)
-            at += count
-            if taken is None:
-                self._open.set(part.ids, 1)
-                free.append(part)
-            else:
-                self._wait(part, self._settings.held_look_ms, Outcome.HELD)
-        return free
-
-    def _answered(self, ticket: _Ticket, answers: tuple[object, ...]) -> None:
+    def _answered(self, ticket: Ticket, answers: tuple[object, ...]) -> None:
         rest = iter(answers)
         for closings in ticket.settles:
             self._settle_answered(closings, _spans(next(rest), closings))
@@ -409,8 +355,8 @@ class Coordinator:
 
     def _closed(self, piece: Piece) -> None:
         """A piece leaves this node's hands."""
-        self._open.remove(piece.ids)
-        self._lane_of(piece).handler(piece.batch.handler).outstanding -= piece.count
+        self._hands.leave(piece)
+        self._lanes.flow(piece).outstanding -= piece.count
 
     def _claim_answered(self, session: int, pieces: list[Piece], answer: object) -> None:
         if not isinstance(answer, Answered):
@@ -422,21 +368,20 @@ class Coordinator:
                 continue
             self._closed(piece)
             if span.outcome is Outcome.UNALLOCATED:
-                self._put_aside("dead", [piece], "the id is outside of every range that was allocated", None)
+                self._put_aside("dead", piece, "the id is outside of every range that was allocated")
             elif span.outcome is Outcome.LAPSED:
                 self._wait(piece, self._settings.held_look_ms, Outcome.HELD)
             else:
                 self._route(piece, span)
 
     def _granted(self, piece: Piece, span: Span, session: int) -> None:
-        name = piece.batch.handler
-        info = self._handlers.get(name)
+        info = self._lanes.info(piece)
         closing = Closing(piece, span.fence, session, span.detail, self._wall_ms)
         if session != self.session or self._draining:
             # Never started, and said so: whoever claims it next need not wait for anybody.
             self._closings.append(closing.ended(Result.RELEASED))
         elif info is None:
-            unknown = f"handler={name!r} is not registered by the application"
+            unknown = f"handler={piece.batch.handler!r} is not registered by the application"
             self._dead(closing, self._undecodables.reason(piece) or unknown)
         elif span.detail > info.retries + 1 + self._settings.lost_attempts_max:
             self._dead(closing, f"attempt {span.detail}: its worker or node was lost too often")
@@ -444,73 +389,32 @@ class Coordinator:
             self._dispatch(piece, span, info)
 
     def _dispatch(self, piece: Piece, span: Span, info: HandlerInfo) -> None:
-        s = self._settings
-        chunk = self._lane_of(piece).chunk(info.name, s.work_ms, s.work_tasks_max)
-        for at in range(0, piece.count, chunk):
-            part = piece.part(at, min(chunk, piece.count - at))
-            number = next(self._numbers)
-            self._running[number] = _Running(
-                part, span.fence, self.session, span.detail, self._wall_ms, part.count
-            )
-            self._effects.append(m.Dispatch(make_work(number, Mode.RUN, part, span.fence, span.detail, info)))
+        lane = self._lanes.of(piece)
+        self._effects.extend(self._working.hand_over(piece, span, self.session, info, lane, self._wall_ms))
 
     # --- what workers report ----------------------------------------------------------------------------------
 
     def _reported(self, report: Report) -> None:
         if self._doubts.reported(report, self._now_ms):
             return
-        running = self._running[report.number]
-        name = running.piece.batch.handler
-        flow = self._lane_of(running.piece).handler(name)
+        flow = self._lanes.flow(self._working.piece(report))
         flow.finished(sum(part.count for part in report.parts), self._now_ms)
         ran = sum(part.count for part in report.parts if part.ended is not Ended.NOT_STARTED)
         if ran and report.busy_us:  # 0: nobody knows how long the tasks of a dead worker took
             flow.measured(ran, report.busy_us)
-        for part in report.parts:
-            piece = running.piece.part(part.at, part.count)
-            closing = Closing(
-                piece,
-                running.fence,
-                running.session,
-                running.attempt,
-                running.claimed_ms,
-                started_ms=report.started_ms,
-                ended_ms=report.ended_ms,
-                results=part.results,
-                error=part.error,
-                trace=part.trace,
-                number=report.number,
-                number_at=part.at,
-            )
-            running.remaining -= part.count
-            self._ended(closing, part.ended)
-        if running.remaining == 0:
-            del self._running[report.number]
+        for closing, ended in self._working.reported(report):
+            self._ended(closing, ended)
 
     def _ended(self, closing: Closing, ended: Ended) -> None:
-        info = self._handlers[closing.piece.batch.handler]
-        match ended:
-            case Ended.DONE:
-                self._closings.append(closing.ended(Result.DONE))
-            case Ended.INVALID:
-                self._dead(closing, closing.error)
-            case Ended.NOT_STARTED:
-                self._not_started(closing, info)
-            case Ended.RAISED:
-                self._failed(closing, info)
-            case Ended.CRASHED | Ended.TIMED_OUT if info.on_doubt == "rerun":
-                self._failed(closing, info)
-            case _:
-                self._closings.append(closing.ended(Result.DOUBT))
-
-    def _failed(self, closing: Closing, info: HandlerInfo) -> None:
-        if closing.attempt > info.retries:
-            self._dead(closing, closing.error)
+        info = self._lanes.handlers[closing.piece.batch.handler]
+        if ended is Ended.NOT_STARTED:
+            self._not_started(closing, info)
             return
-        for at in range(closing.piece.count):
-            single = closing.part(at, 1)
-            delay_ms = retry_delay_ms(single.piece.ids, closing.attempt, info)
-            self._closings.append(single.ended(Result.RETRY, delay_ms))
+        for each in closings_of(closing, ended, info):
+            if each.result is Result.DEAD:
+                self._dead(each, each.error)
+            else:
+                self._closings.append(each)
 
     def _not_started(self, closing: Closing, info: HandlerInfo) -> None:
         self._effects.append(m.Release(closing.number, closing.number_at, closing.piece.count))
@@ -528,30 +432,23 @@ class Coordinator:
     def _dead(self, closing: Closing, reason: str) -> None:
         """Put aside first, settle then: the reverse order would leave a dead letter without its message."""
         closing.error = closing.error or reason
-        self._put_aside("dead", [closing.piece], reason, [closing.ended(Result.DEAD)])
+        self._put_aside("dead", closing.ended(Result.DEAD), reason)
 
-    def _put_aside(self, kind: str, pieces: list[Piece], reason: str, closings: list[Closing] | None) -> None:
-        ticket = next(self._numbers)
-        self._asides[ticket] = pieces if closings is None else closings
-        tasks = [
-            Aside(kind, task_id, self._undecodables.message(piece, at), reason, self._wall_ms)
-            for piece in pieces
-            for at, task_id in enumerate(piece.ids)
-        ]
-        self._effects.append(m.StoreAside(ticket, tuple(tasks)))
+    def _put_aside(self, kind: str, put: Closing | Piece, reason: str) -> None:
+        self._effects.append(self._asides.put(kind, put, reason, self._wall_ms))
 
     def _aside_stored(self, ticket: int) -> None:
-        for stored in self._asides.pop(ticket):
-            if isinstance(stored, Closing):
-                self._closings.append(stored)
-            elif self._doubts.parked(stored):
-                pass  # the ruling "held" follows; its answer passes the position
-            else:
-                self._settled(stored)
+        stored = self._asides.stored(ticket)
+        if isinstance(stored, Closing):
+            self._closings.append(stored)
+        elif not self._doubts.parked(
+            stored
+        ):  # else the ruling "held" follows; its answer passes the position
+            self._settled(stored)
 
     def _park_held(self) -> None:
         for piece, reason in self._doubts.to_park():
-            self._put_aside("suspect", [piece], reason, None)
+            self._put_aside("suspect", piece, reason)
         self._unsure.extend(self._doubts.held())
 
     def _settle_answered(self, closings: list[Closing], spans: list[Span]) -> None:
@@ -586,8 +483,8 @@ class Coordinator:
     # --- reading on -------------------------------------------------------------------------------------------
 
     def _read_more(self) -> None:
-        is_open = bool(self.session and not self._draining and self._handlers)
-        room = self._settings.ready_max - sum(lane.ready_tasks for lane in self._lanes.values())
+        is_open = bool(self.session and not self._draining and self._lanes.handlers)
+        room = self._settings.ready_max - self._lanes.ready_tasks
         if self._delays is not None:
             self._effects.extend(self._delays.look(self._now_ms, self._wall_ms, is_open, room))
             room -= self._delays.tasks
@@ -601,14 +498,14 @@ class Coordinator:
     def idle(self) -> bool:
         """Nothing of this node is running or being settled."""
         writing = self._delays is not None and self._delays.is_writing
-        return not (self._running or self._tickets or self._closings or self._asides or writing)
+        return not (self._working or self._tickets or self._closings or self._asides or writing)
 
     @property
     def running_tasks(self) -> int:
-        return len(self._open)
+        return len(self._hands)
 
     def partition_views(self) -> list[PartitionView]:
-        ready = [piece for lane in self._lanes.values() for piece in lane.waiting()]
+        ready = self._lanes.waiting()
         doubted = self._doubts.pieces()
         if self._delays is None:
             return self._partitions.views(ready, (), doubted, {})
@@ -617,11 +514,11 @@ class Coordinator:
     @property
     def newest_ticket(self) -> int:
         """See ``answered_up_to``."""
-        return max(self._tickets, default=0)
+        return self._tickets.newest
 
     def answered_up_to(self, ticket: int) -> bool:
         """Whether all is answered that was asked of the ledger up to then."""
-        return min(self._tickets, default=ticket + 1) > ticket
+        return self._tickets.answered_up_to(ticket)
 
 
 def _spans(answer: object, closings: list[Closing]) -> list[Span]:

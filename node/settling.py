@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from dedup.ids import Ids
 from node.pieces import Piece, gather_ids, is_keyed
 from node.records_model import Attempt, Ending
-from node.workers.port import HandlerInfo, Mode, Work
+from node.workers.port import Ended, HandlerInfo, Mode, Work
 from raft.commands import Result, Settlement
 
 
@@ -103,6 +103,30 @@ class Closings:
                 for (fence, result, delay_ms, _), closings in by_kind.items()
             )
             yield session, settlements, [closing for closings in by_kind.values() for closing in closings]
+
+
+def closings_of(closing: Closing, ended: Ended, info: HandlerInfo) -> Iterator[Closing]:
+    """What the ledger is to be told of a claim that was started and ended so. What is DEAD is put aside first."""
+    match ended:
+        case Ended.DONE:
+            yield closing.ended(Result.DONE)
+        case Ended.INVALID:
+            yield closing.ended(Result.DEAD)
+        case Ended.RAISED:
+            yield from _failed(closing, info)
+        case Ended.CRASHED | Ended.TIMED_OUT if info.on_doubt == "rerun":
+            yield from _failed(closing, info)
+        case _:
+            yield closing.ended(Result.DOUBT)
+
+
+def _failed(closing: Closing, info: HandlerInfo) -> Iterator[Closing]:
+    if closing.attempt > info.retries:
+        yield closing.ended(Result.DEAD)
+        return
+    for at in range(closing.piece.count):
+        single = closing.part(at, 1)
+        yield single.ended(Result.RETRY, retry_delay_ms(single.piece.ids, closing.attempt, info))
 
 
 def retry_delay_ms(ids: Ids, attempt: int, info: HandlerInfo) -> int:

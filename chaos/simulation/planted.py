@@ -381,8 +381,10 @@ PLANTS: tuple[Plant, ...] = (
         _edit(
             _coordinator,
             "_ended",
-            "case Ended.DONE:\n",
-            "case Ended.DONE:\n            self._partitions.settled(closing.piece)\n",
+            "        else:\n            self._closings.append(each)",
+            "        else:\n            self._closings.append(each)\n"
+            "            if each.result is Result.DONE:\n"
+            "                self._partitions.settled(each.piece)",
         ),
     ),
     Plant(
@@ -411,6 +413,8 @@ PLANTS: tuple[Plant, ...] = (
             "(keyed if is_keyed(part) else ranges).append(part)",
             "(keyed if is_keyed(part) else ranges).append(part)\n"
             "                if info is not None:\n"
+            "                    from node.settling import make_work\n"
+            "                    from node.workers.port import Mode\n"
             "                    number = next(self._numbers)\n"
             "                    self._effects.append(m.Dispatch(make_work(number, Mode.RUN, part, 0, 1, info)))",
         ),
@@ -421,7 +425,7 @@ PLANTS: tuple[Plant, ...] = (
         _edit(
             _coordinator,
             "_route",
-            "if piece.row is None and piece.batch.due_ms and wait_ms > 0:",
+            "if wait_ms > 0:",
             "if False:",
         ),
     ),
@@ -436,7 +440,7 @@ PLANTS: tuple[Plant, ...] = (
         _edit(
             _coordinator,
             "_dead",
-            'self._put_aside("dead", [closing.piece], reason, [closing.ended(Result.DEAD)])',
+            'self._put_aside("dead", closing.ended(Result.DEAD), reason)',
             "self._closings.append(closing.ended(Result.DEAD))",
         ),
     ),

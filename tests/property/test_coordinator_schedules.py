@@ -83,9 +83,9 @@ def test_a_planted_bug_is_seen_settling_a_crash_as_done(monkeypatch: pytest.Monk
 
 
 def test_a_planted_bug_is_seen_forgetting_what_is_in_our_hands(monkeypatch: pytest.MonkeyPatch) -> None:
-    from node import coordinator
+    from node.hands import Hands
 
-    monkeypatch.setattr(coordinator.Coordinator, "_not_open", lambda self, piece: [piece])
+    monkeypatch.setattr(Hands, "take", lambda self, piece: ([piece], []))
     with pytest.raises((AssertionError, KeyError)):
         run_seeds(30)
 
