@@ -25,9 +25,9 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from oncekeeper.log.kafka_buffers import Buffers, Lost
 from oncekeeper.log.kafka_codec import items
 from oncekeeper.log.kafka_names import Names
-from oncekeeper.log.kafka_stretch import Stretch
 from oncekeeper.log.port import Item
 
 _log = logging.getLogger("oncekeeper.kafka")
@@ -59,10 +59,6 @@ _OURS = {
 _Rebalance = Callable[[Consumer, list[TopicPartition]], None]
 
 
-class Lost(Exception):
-    """This membership cannot go on; the next one begins from the committed positions."""
-
-
 class Group:
     """``listen`` begins; from then on the public methods are the loop's, and those with ``_`` the thread's.
 
@@ -77,16 +73,12 @@ class Group:
         self._settings = settings
         self._names = names
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._lock = threading.Lock()  # over what both sides touch: the buffers, and what is asked for
+        self._buffers = Buffers()
         self._turn = threading.Condition()
         self._life = 0  # odd: a member, or on the way to it
         self._closing = False
         self._consumer: Consumer | None = None
-        self._stretches: dict[int, Stretch] = {}
         self._assigned: dict[int, int] = {}  # the thread's view of ``positions``
-        self._stuck: dict[int, tuple[int, int]] = {}  # (the position, the lowest offset that is left)
-        self._skips: set[int] = set()
-        self._commits: dict[int, int] = {}
         self._subscribed: frozenset[str] = frozenset()
         self._topics_at = 0.0
         self._served = 0  # the life that the thread serves
@@ -117,41 +109,25 @@ class Group:
     def read(self, partition: int, offset: int, tasks_max: int, bytes_max: int) -> list[Item]:
         """What was fetched, from ``offset`` on; what lies below may be forgotten."""
         try:
-            return self._read(partition, offset, tasks_max, bytes_max)
+            return self._buffers.read(partition, offset, tasks_max, bytes_max)
         except Lost as error:
             self._say(f"the consumer group: {error}; joining again")
             self.want(False)
             self._on_change()  # whoever listens takes back what was assigned, and wants to be a member again
             return []
 
-    def _read(self, partition: int, offset: int, tasks_max: int, bytes_max: int) -> list[Item]:
-        with self._lock:
-            stretch = self._stretches.get(partition)
-            if stretch is None or partition in self._stuck:
-                return []
-            if not stretch.low <= offset <= stretch.high:
-                # Believing a jump would lose what it jumps over.
-                raise Lost(f"partition {partition}: {offset} is not within {stretch.low}..{stretch.high}")
-            return stretch.read(offset, tasks_max, bytes_max)
-
     def commit(self, positions: Mapping[int, int]) -> None:
         """Ask for it, and do not wait. What is no longer ours is passed over: its owner commits it."""
-        with self._lock:
-            self._commits.update(positions)
+        self._buffers.commit(positions)
 
     def skip(self, partition: int) -> bool:
         """A person accepts that what Kafka deleted is lost; False: the partition is not stuck here."""
-        with self._lock:
-            if partition not in self._stuck:
-                return False
-            self._skips.add(partition)
-            return True
+        return self._buffers.skip(partition)
 
     @property
     def stuck(self) -> dict[int, tuple[int, int]]:
         """Partitions that wait for ``skip``: the committed position, and the lowest offset that is left."""
-        with self._lock:
-            return dict(self._stuck)
+        return self._buffers.stuck
 
     @property
     def trouble(self) -> str:
@@ -231,8 +207,7 @@ class Group:
         except Exception as error:  # noqa: BLE001 - the consumer is given up, whatever it says
             _log.warning("leaving the consumer group: %s", error)
         self._give_up(list(self._assigned))
-        with self._lock:
-            self._stuck.clear()
+        self._buffers.close_stuck()
 
     def _last_commit(self, consumer: Consumer) -> None:
         """Wait a little for the answers to what was asked for."""
@@ -305,13 +280,9 @@ class Group:
 
     def _commit(self, consumer: Consumer | None) -> None:
         assert consumer is not None
-        with self._lock:
-            positions, self._commits = self._commits, {}
-            places = [
-                (self._place(number), at) for number, at in positions.items() if number in self._stretches
-            ]
         stored = False
-        for place, position in places:
+        for number, position in self._buffers.take_commits().items():
+            place = self._place(number)
             place.offset = position
             with contextlib.suppress(KafkaException):  # it is being taken from us
                 consumer.store_offsets(offsets=[place])
@@ -323,15 +294,10 @@ class Group:
     def _resume(self) -> bool:
         """Go on with what has room again; whether something is paused still."""
         assert self._consumer is not None
-        with self._lock:
-            owned = len(self._stretches)
-            paused = {number: stretch for number, stretch in self._stretches.items() if stretch.paused}
-            again = [number for number, stretch in paused.items() if stretch.has_room(owned)]
-            for number in again:
-                paused.pop(number).paused = False
+        again, others = self._buffers.with_room()
         if again:
             self._consumer.resume([self._place(number) for number in again])
-        return bool(paused)
+        return others
 
     def _poll(self) -> None:
         assert self._consumer is not None
@@ -366,26 +332,15 @@ class Group:
         if tasks:
             # Outside of the lock: this is where the time goes.
             found = items(number, topic, kafka_partition, tasks, self._names.queue(topic))
-        with self._lock:
-            stretch = self._stretches.get(number)
-            if stretch is None:
-                return False  # it was given up
-            if found:
-                stretch.add(found)
-            news = end >= 0 and stretch.ends_at(number, end)
-            pause = stretch.is_full(len(self._stretches)) and not stretch.paused
-            stretch.paused |= pause
+        news, pause = self._buffers.add(number, found, end)
         if pause:
             assert self._consumer is not None
             self._consumer.pause([self._place(number)])
-        return bool(found) or news
+        return news
 
     def _complain(self, number: int, error: KafkaError) -> None:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
-            with self._lock:
-                stretch = self._stretches.get(number)
-                at = stretch.high if stretch is not None else 0
-            self._is_stuck(number, at, self._low(number))
+            self._is_stuck(number, self._buffers.fetched_up_to(number), self._low(number))
         elif error.fatal() or _is_unsupported(error):
             raise KafkaException(error)
         else:
@@ -426,13 +381,9 @@ class Group:
             for start in starts
             if start.topic is not None
         }
-        with self._lock:
-            for number, position in opened.items():
-                self._stretches[number] = Stretch(position)
-                self._commits.pop(number, None)  # of a former time: somebody else may have come further since
-            # At once: what is deleted above a position is an alarm, and without one it would be a silent loss.
-            self._commits.update((number, opened[number]) for number in new)
-        self._assigned |= {number: at for number, at in opened.items() if number not in self._stuck}
+        self._buffers.open(opened, new)
+        stuck = self._buffers.stuck
+        self._assigned |= {number: at for number, at in opened.items() if number not in stuck}
         self._say("")
         self._tell()
 
@@ -441,10 +392,7 @@ class Group:
         consumer.incremental_unassign(places)
 
     def _give_up(self, numbers: list[int]) -> None:
-        with self._lock:
-            for number in numbers:
-                self._stretches.pop(number, None)
-                self._stuck.pop(number, None)
+        self._buffers.close(numbers)
         for number in numbers:
             self._assigned.pop(number, None)
         self._tell()
@@ -473,16 +421,13 @@ class Group:
         return int(low)
 
     def _is_stuck(self, number: int, position: int, low: int) -> None:
-        with self._lock:
-            self._stuck[number] = (position, low)
+        self._buffers.block(number, position, low)
         _log.error("%s", self._alarm(number, position, low))
         if self._assigned.pop(number, None) is not None:
             self._tell()
 
     def _skip_stuck(self) -> None:
-        with self._lock:
-            skips, self._skips = self._skips, set()
-        for number in sorted(skips):
+        for number in self._buffers.take_skips():
             place = self._place(number)
             place.offset = low = self._low(number)
             assert self._consumer is not None
@@ -492,9 +437,7 @@ class Group:
             self._consumer.store_offsets(offsets=[place])
             self._consumer.commit(asynchronous=True)
             self._uncommitted += 1
-            with self._lock:
-                self._stuck.pop(number, None)
-                self._stretches[number] = Stretch(low)
+            self._buffers.reopen(number, low)
             self._assigned[number] = low
             _log.warning("%s: goes on from %d, as told", self._names.shown(number), low)
             self._tell()

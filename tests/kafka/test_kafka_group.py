@@ -102,7 +102,7 @@ def test_a_partition_that_nobody_reads_is_paused_and_the_others_go_on(
             await one.until(lambda: len(one.at) == 2, "both partitions")
             ignored = one.at.pop(0)
             await one.until(lambda: len(one.seen) == 5_000, "partition 1")
-            held = one.group._stretches[0]
+            held = one.group._buffers._stretches[0]
             assert held.tasks <= 500 + kafka_group.RECORDS_MAX
             one.at[0] = ignored
             await one.until(lambda: len(one.seen) == 25_000, "partition 0, after all")
@@ -159,7 +159,7 @@ def test_a_member_that_is_overtaken_by_deletion_is_stuck_too(
         async with member(kafka.bootstrap(), prefix, settings=settings) as one:
             await one.until(lambda: one.at, "the partition")
             number, at = one.at.popitem()
-            await one.until(lambda: one.group._stretches[number].paused, "it is full")
+            await one.until(lambda: one.group._buffers._stretches[number].paused, "it is full")
             client = admin(kafka.bootstrap())
             for deleted in client.delete_records([TopicPartition(topic, 0, 1_990)]).values():
                 deleted.result(ANSWER_S)
