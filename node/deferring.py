@@ -38,6 +38,8 @@ by the machine's monotonic clock, and holds its position meanwhile.
 """
 DEFERRING_MAX = 32_768
 """Tasks on their way to the store; beyond, reading pauses."""
+DEFER_ROWS_MAX = 2_048
+"""Of one write to the store: its rows are made and answered for on the loop, between whose turns Raft is served."""
 RELOAD_MS = 15_000
 """How often the next page is loaded anew, should nobody have told us of a change."""
 LOOK_UP_MAX = 256  # pieces of one LookUp: a few milliseconds of the loop
@@ -145,10 +147,11 @@ class Deferring:
                 self._dues.moved(piece.row, piece.offset, piece.count, due_ms)
 
     def _writes(self) -> Iterator[m.Effect]:
-        """One of a kind at a time, with all that has gathered: large ones are what makes it fast."""
+        """One of a kind at a time, with what has gathered: large ones are what makes it fast."""
         if self._to_defer and not self._deferring:
             ticket = next(self._numbers)
-            self._deferring[ticket], self._to_defer = self._to_defer, []
+            self._deferring[ticket] = self._to_defer[:DEFER_ROWS_MAX]
+            self._to_defer = self._to_defer[DEFER_ROWS_MAX:]
             yield m.Defer(ticket, tuple(_deferral(*kept) for kept in self._deferring[ticket]))
         if self._to_move and not self._moving:
             ticket = next(self._numbers)

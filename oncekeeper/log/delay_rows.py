@@ -1,4 +1,4 @@
-"""The rows of delayed tasks in an SQLite file, and the statements that keep them; for every log that has such a file.
+"""The rows of delayed tasks in an SQLite file, and the statements that keep them; for any log with such a file.
 
 A row is a batch that waits together: (place, count, partition, due time, way), and rows never overlap. By place
 they lie in the order in which they were appended; by due time each owner wants its own partitions in order.

@@ -34,7 +34,17 @@ from oncekeeper.log.cut import cut
 from oncekeeper.log.embedded_delayed import EmbeddedDelays
 from oncekeeper.log.embedded_file import connect, log_path, prepare
 from oncekeeper.log.embedded_retention import Retention
-from oncekeeper.log.port import Appended, Aside, Fetched, Item, Located, Undecodable, UnknownAppend, Unsent
+from oncekeeper.log.port import (
+    READ_ITEMS_MAX,
+    Appended,
+    Aside,
+    Fetched,
+    Item,
+    Located,
+    Undecodable,
+    UnknownAppend,
+    Unsent,
+)
 
 PARTITIONS_DEFAULT = 12
 PARTITIONS_MAX = 4096
@@ -289,7 +299,7 @@ class EmbeddedLog:
                 if found and (tasks > tasks_max or size > bytes_max):
                     break
                 found.append(_fetched(partition, base, start, count, crc, message))
-                if tasks >= tasks_max or size >= bytes_max:
+                if tasks >= tasks_max or size >= bytes_max or len(found) == READ_ITEMS_MAX:
                     break
             rows.close()  # an open cursor would hold its snapshot, and the WAL could not be cut back
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from oncekeeper.log.port import Fetched, Gap, Item, Undecodable
+from oncekeeper.log.port import READ_ITEMS_MAX, Fetched, Gap, Item, Undecodable
 
 # Fetched and not taken, of a partition: above, it is paused, and goes on at a quarter.
 TASKS_HIGH, BYTES_HIGH = 32_768, 8 << 20
@@ -55,7 +55,7 @@ class Stretch:
         for item in self._items:
             tasks += item.end - max(item.base, offset)
             size += _size(item)
-            if found and (tasks > tasks_max or size > bytes_max):
+            if found and (tasks > tasks_max or size > bytes_max or len(found) == READ_ITEMS_MAX):
                 break
             found.append(_from(item, offset))
         return found

@@ -11,7 +11,7 @@ from oncekeeper.envelope import TaskBatch, decode_batch, encode_batch
 from oncekeeper.errors import InvalidTask, LogUnusable
 from oncekeeper.log.cut import cut
 from oncekeeper.log.memory_delayed import MemoryDelays
-from oncekeeper.log.port import Appended, Aside, Fetched, Gap, Item, Located, Undecodable
+from oncekeeper.log.port import READ_ITEMS_MAX, Appended, Aside, Fetched, Gap, Item, Located, Undecodable
 
 
 class MemoryLog:
@@ -73,7 +73,7 @@ class MemoryLog:
             start = max(base, offset)
             tasks += base + count - start
             size += len(message)
-            if found and (tasks > tasks_max or size > bytes_max):
+            if found and (tasks > tasks_max or size > bytes_max or len(found) == READ_ITEMS_MAX):
                 break
             try:
                 batch = decode_batch(message).part(start - base, base + count - start)

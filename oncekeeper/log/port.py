@@ -15,6 +15,10 @@ import msgspec
 from dedup.ids import Ids, TaskId
 from oncekeeper.envelope import TaskBatch
 
+READ_ITEMS_MAX = 512
+"""Of one read: each costs what a large batch costs, and while thousands of single tasks are taken in one go,
+their node answers no peer."""
+
 
 class Appended(msgspec.Struct, frozen=True):
     """Where a batch came to rest: offsets base .. base + count - 1 of a partition."""
@@ -117,7 +121,8 @@ class TaskLog(Protocol):
         """What stands from ``offset`` on: whole batches, the first one cut to start at ``offset``.
 
         Ends before the batch that would exceed ``tasks_max`` or ``bytes_max``, but gives one if any is
-        there. A first base above ``offset`` means that retention has passed the reader.
+        there. A first base above ``offset`` means that retention has passed the reader. A log that nodes read on
+        their loop (all but one that is remote) ends after READ_ITEMS_MAX batches, too.
         """
         ...
 

@@ -14,7 +14,7 @@ import pytest
 
 from dedup.ids import Ids, keyed_id
 from oncekeeper.envelope import BATCH_TASKS_MAX, TaskBatch
-from oncekeeper.log.port import Aside, Fetched, Item, TaskLog
+from oncekeeper.log.port import READ_ITEMS_MAX, Aside, Fetched, Item, TaskLog
 
 NOW_MS = 1_800_000_000_000
 
@@ -162,6 +162,18 @@ def test_reading_stops_at_the_bounds_but_gives_at_least_one_batch(log: TaskLog, 
             assert items[-1].end % 10 == 0
     assert len(log.read(partition, 0, 1, 1)) == 1
     assert len(log.read(partition, 0, 1000, 10**6)) == 3
+
+
+def test_a_read_ends_after_so_many_batches_and_the_next_goes_on_there(log: TaskLog, traits: Traits) -> None:
+    rows = 4 * (READ_ITEMS_MAX + 7)
+    log.append([run(1 + n, 1) for n in range(rows)])
+    items = log.read(0, 0, 8192, 10**7)
+    if traits.whole_rows:
+        assert len(items) == READ_ITEMS_MAX
+    found = [
+        task_id for batches in everything(log).values() for batch in batches for task_id in batch.batch.ids
+    ]
+    assert sorted(map(int, found)) == list(range(1, rows + 1))
 
 
 def test_there_is_nothing_to_read_at_the_end(log: TaskLog) -> None:
