@@ -1,63 +1,23 @@
 """Schedules on real nodes: every time of a schedule takes effect once, whoever leads, and whoever dies.
 
-Effects are counted from outside (tests/support/real_sink.py), and told apart by the firing's id, which follows from
-(schedule, time) alone: so each one says for which time it was.
+What they did is counted by tests/support/watched_schedule.py.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from dedup.ids import id_text
 from node.cli.output import CliError
 from node.config import SCHEDULE_STEPS
-from node.schedules import firing_id
 from tests.support.real_cluster import RealCluster, eventually
+from tests.support.watched_schedule import EVERY_MS, Watched, wall_ms
 
 LATE_MS = 1_500
-EVERY_MS = 200
-
-
-def wall_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-class Watched:
-    """A schedule by hand, and what came of it."""
-
-    def __init__(self, cluster: RealCluster, name: str, catch_up: str, every_ms: int = EVERY_MS) -> None:
-        self.cluster, self.name, self.every_ms = cluster, name, every_ms
-        self.earliest_ms = wall_ms() // every_ms * every_ms
-        wanted = {"schedule": f"every {every_ms}ms", "handler": "real.once", "body": {"name": name}}
-        cluster.api().put(f"/v1/schedules/{name}", {**wanted, "catch_up": catch_up})
-        self.latest_first_ms = wall_ms() + every_ms
-
-    def effects(self) -> Counter[int]:
-        """How often each of its times took effect, by what is in the sink."""
-        times = range(self.earliest_ms, wall_ms() + self.every_ms, self.every_ms)
-        known = {id_text(firing_id(self.name, at_ms)): at_ms for at_ms in times}
-        return Counter(known[name] for name, _, _ in self.cluster.sink.read() if name in known)
-
-    def wait_for(self, more: int) -> None:
-        wanted = len(self.effects()) + more
-        eventually(f"{wanted} firings of {self.name}", lambda: len(self.effects()) >= wanted, 60)
-
-    def end(self) -> dict[str, Any]:
-        """Pause it, and wait until all that was decided is done: what is to be said of it."""
-        self.cluster.api().post(f"/v1/schedules/{self.name}/pause")
-
-        def done() -> dict[str, Any] | None:
-            shown: dict[str, Any] = self.cluster.api().get(f"/v1/schedules/{self.name}")
-            return shown if sum(self.effects().values()) >= shown["fired"] else None
-
-        return eventually(f"all that {self.name} fired took effect", done, 60)
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +71,7 @@ def test_each_time_takes_effect_once_through_leaders_killed_at_any_step(cluster:
     shown = watched.end()
     effects = watched.effects()
     assert set(effects.values()) == {1}
-    assert sorted(effects) == list(range(min(effects), max(effects) + 1, EVERY_MS)), "some time was left out"
-    assert min(effects) <= watched.latest_first_ms
+    assert sorted(effects) == list(range(watched.first_ms, max(effects) + 1, EVERY_MS)), "a time was left out"
     assert (shown["fired"], shown["missed"]) == (len(effects), 0)
     cluster.check()
 
