@@ -44,16 +44,19 @@ class AimedAtTimes(Aimed):
             left -= 1
             if left == 0:
                 left = draw.randrange(2, 8)
-                world.scheduler.after(0.006 * draw.random() ** 2, world.driver, strike, process)
+                late_s = 0.006 * draw.random() ** 2 if draw.random() < 0.5 else 0.0
+                world.scheduler.after(late_s, world.driver, strike, process)
 
         def strike(process: Process) -> None:
             if world.scheduler.now < until:
                 heals.append(self._cut_short(process, until))
 
+        world.pausing += 1
         steps = ("schedule: Fire", "schedule: append", "schedule: Launched")
         heals.extend(world.watch(step, stepped) for step in draw.sample(steps, 2))
 
         def heal() -> None:
+            world.pausing -= 1
             for each in heals:
                 each()
 
@@ -91,8 +94,10 @@ class AimedAtTimes(Aimed):
                 heals.append(self._cut_short(process, until))
 
         heals.append(world.watch("moved", moved))
+        world.moving += 1
 
         def heal() -> None:
+            world.moving -= 1
             for each in heals:
                 each()
 

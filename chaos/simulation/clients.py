@@ -180,7 +180,7 @@ class Clients:
                 await self._pause()
             else:
                 await self._read()
-        await self._resume()
+        await self.resume()
         self.busy -= 1
 
     async def _submit_run(self) -> None:
@@ -291,18 +291,22 @@ class Clients:
 
         try:
             await self.ask(retry)
-        except Unreached:
+        except (Unreached, ApiError):  # it was cancelled, and never stored: there is no message
             return
 
     async def _pause(self) -> None:
+        if await self.pause():
+            await asyncio.sleep(0.3 * self.random.random())
+            await self.resume()
+
+    async def pause(self) -> bool:
         try:
             await self.ask(lambda face: face.propose((c.PutQueue("default", True, "client"),), 1500))
         except Unreached:
-            return
-        await asyncio.sleep(0.3 * self.random.random())
-        await self._resume()
+            return False
+        return True
 
-    async def _resume(self) -> None:
+    async def resume(self) -> None:
         while True:
             try:
                 await self.ask(lambda face: face.propose((c.PutQueue("default", False, "client"),), 1500))

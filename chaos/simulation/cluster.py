@@ -120,6 +120,8 @@ class Cluster:
         """Handlers that clients want more often now."""
         self.reviving = int(self.random.random() < 0.25)
         """Above 0: clients bring back what was given up, again and again."""
+        self.pausing = self.moving = 0
+        """Above 0: people pause their schedules, or move delayed tasks, more often now."""
         self.humans_away_until = 0.0
         self.watchers: dict[str, list[Callable[..., None]]] = {}
         self.stalls: dict[str, float] = {}

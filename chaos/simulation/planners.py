@@ -51,7 +51,9 @@ class Planner:
     async def work(self) -> None:
         world = self.world
         while world.scheduler.now < world.faults.healed_s - 0.2:
-            await asyncio.sleep(0.2 + 1.2 * self.random.random())
+            await asyncio.sleep(
+                (0.1 if world.pausing else 0.2) + (0.4 if world.pausing else 1.2) * self.random.random()
+            )
             await self._act(self.timetables.known.get(self.name))
 
     async def end(self) -> None:
@@ -82,7 +84,7 @@ class Planner:
         if known is None:
             if self.name not in POLICY:  # that of a handler is for the code to declare
                 await self._put(self._timetable())
-        elif draw < 0.3:
+        elif draw < (0.7 if self.world.pausing else 0.3):
             await self._pause(not known.paused)
         elif known.paused and draw < 0.6:
             await self._pause(False)

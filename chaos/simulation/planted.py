@@ -46,24 +46,11 @@ import raft.replica
 import raft.snapshots
 import raft.store
 from chaos.simulation.planted_delays import DELAYS
+from chaos.simulation.planted_schedules import RESCHEDULES, SCHEDULES
 from chaos.simulation.plants import Plant
-from chaos.simulation.plants import altered as _altered
 from chaos.simulation.plants import edit as _edit
 from chaos.simulation.plants import replaced as _set
-
-
-def _rule(
-    name: str, command: str, old: str, new: str, module: Any
-) -> Callable[[], AbstractContextManager[None]]:
-    """A rule of the ledger, which raft/ledger.py keeps in a table."""
-
-    def put_in() -> AbstractContextManager[None]:
-        rules = dict(raft.ledger._RULES)
-        kind = next(each for each in rules if each.__name__ == command)
-        rules[kind] = _altered(getattr(module, name), old, new)
-        return _set(raft.ledger, "_RULES", rules)
-
-    return put_in
+from chaos.simulation.plants import rule as _rule
 
 
 def _put(owner: Any, name: str, value: Any) -> Callable[[], AbstractContextManager[None]]:
@@ -584,5 +571,7 @@ PLANTS: tuple[Plant, ...] = (
         ),
     ),
     *DELAYS,
+    *SCHEDULES,
+    *RESCHEDULES,
 )
 BY_NAME = {plant.name: plant for plant in PLANTS}

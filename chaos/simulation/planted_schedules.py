@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import node.coordinator
 import node.deferring
-import node.delaykeeping
 import node.rescheduling
 import node.schedules
 import oncekeeper.log.memory_delayed
@@ -128,23 +127,18 @@ RESCHEDULES = (
         ),
     ),
     Plant(
-        "told-is-enough",
-        "a node says that it has forgotten a moved task while it is asking for its claim",
-        edit(
-            node.delaykeeping.DelayKeeping,
-            "changed",
-            "while not self._coordinator.answered_up_to(ticket) or",
-            "while False and",
-        ),
+        "acknowledged-and-not-moved",
+        "a reschedule is acknowledged, and the row stays where it was",
+        edit(node.rescheduling, "_keep", "delays.move(others, due_ms) > 0", "True"),
     ),
     Plant(
-        "started-or-not",
-        "a reschedule is acknowledged whatever the ledger says at its end",
+        "short-not-looked-up",
+        "what waited in memory starts by the time in its message, though it was moved in the store",
         edit(
-            node.rescheduling._Hold,
-            "give_back",
-            "return await self._ask(0) or",
-            "await self._ask(0)\n    return",
+            node.coordinator.Coordinator,
+            "_route",
+            "elif piece.row is None and piece.is_delayed and self._delays is not None:",
+            "elif False:",
         ),
     ),
     Plant(

@@ -112,7 +112,9 @@ class Postponer:
             await asyncio.sleep(0.1 + 0.7 * draw.random())
             choice = draw.random()
             task_id = self._some()
-            if task_id is None or (choice < 0.35 and len(self.promises.far) < 6):
+            if choice < (0.4 if world.moving else 0.08):
+                await self._move_what_waits()
+            elif task_id is None or (choice < 0.35 and len(self.promises.far) < 6):
                 await self._submit()
             elif choice < 0.8:
                 await self._move(task_id)
@@ -173,6 +175,19 @@ class Postponer:
         )
         await self.world.clients.append(batch)
         (self.promises.far if is_far else self._soon).extend(ids)
+
+    async def _move_what_waits(self) -> None:
+        """It falls due while its queue is paused, is moved, and then the queue goes on."""
+        clients, draw = self.world.clients, self.random
+        if not await clients.pause():
+            return
+        await self._submit()
+        for task_id in self._soon[-3:]:
+            await self._reschedule(task_id, self._now_ms() + draw.choice((50, 100, 200)))
+        await asyncio.sleep(0.3 + 0.2 * draw.random())
+        for task_id in self._soon[-3:]:
+            await self._reschedule(task_id, self._now_ms() + draw.choice((900, 1500)))
+        await clients.resume()
 
     async def _move(self, task_id: TaskId) -> None:
         """Earlier or later; some not into the run at all."""
