@@ -12,33 +12,34 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from node.addresses import (
-    NODE_ID,
-    NODE_ID_RULE,
-    Address,
-    ConfigError,
-    Peer,
-    parse_int,
-    parse_peers,
-    parse_port,
+from node.addresses import Address, ConfigError, Peer, parse_int, parse_peers, parse_port
+from node.config_rules import (
+    CRASH_STEPS,
+    DELAY_STEPS,
+    SCHEDULE_STEPS,
+    check_app,
+    check_identity,
+    check_together,
 )
-
-if TYPE_CHECKING:
-    from oncekeeper.log.opening import Place
+from node.settings import SETTINGS, NodeConfig, Setting
 
 __all__ = [
+    "CRASH_STEPS",
+    "DELAY_STEPS",
+    "SCHEDULE_STEPS",
+    "SETTINGS",
     "Address",
     "ConfigError",
     "Loaded",
     "NodeConfig",
     "Peer",
+    "check_app",
     "load_config",
     "load_with_origins",
     "parse_config",
@@ -49,154 +50,6 @@ FORMAT = 1
 ENV_PREFIX = "ONCEKEEPER_"
 # Read by other parts of the product, and no settings of a node.
 ENV_OTHERS = frozenset({"ONCEKEEPER_CLUSTER", "ONCEKEEPER_TOKEN", "ONCEKEEPER_CA"})
-APP = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-
-DAY_MS = 86_400_000
-# On the leader, where there are schedules (node/schedules.py).
-DELAY_STEPS = ("before_defer", "after_defer", "after_fetch", "before_drop", "after_drop")
-SCHEDULE_STEPS = ("before_fire", "after_fire", "after_fire_append", "after_launch")
-CRASH_STEPS = (
-    "before_claim",
-    "after_claim",
-    "before_settle",
-    "after_settle",
-    "before_commit",
-    "after_commit",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    doc: str
-    low: int | None = None
-    high: int | None = None
-    # All nodes of a cluster must agree on it, so that a node may not contradict ``cluster.json``.
-    shared: bool = False
-
-
-SETTINGS = {
-    "node_id": Setting("name of this node in the cluster"),
-    "cluster_id": Setting("32 hexadecimal digits, drawn when the cluster was made", shared=True),
-    "cluster_dir": Setting("the cluster's data directory: cluster.json, secret, log/"),
-    "data_dir": Setting("the node's own directory: raft/, work/, history.db, node.log, node.lock"),
-    "peers": Setting("every node of the cluster, this one too, and where it is reached"),
-    "raft": Setting("where this node listens for Raft"),
-    "http": Setting("where this node listens for HTTP"),
-    "wake": Setting("UDP port on loopback where this node is told of new tasks", 1, 65535),
-    "tls": Setting(
-        "whether raft links are mutual TLS; only a cluster on loopback may go without", shared=True
-    ),
-    "http_tls": Setting("whether the HTTP API is HTTPS; only on loopback it may go without", shared=True),
-    "certs_dir": Setting("directory with ca.pem and this node's NODE.pem and NODE.key"),
-    "app": Setting("MODULE:APP whose handlers run here; empty: this node only votes and serves"),
-    "app_dir": Setting("directory that is put first on the import path for the application"),
-    "log": Setting("the task log", shared=True),
-    "partitions": Setting(
-        "partitions of the task log; on Kafka, of each queue's topic", 1, 4096, shared=True
-    ),
-    "kafka_replication": Setting(
-        "copies of each partition on Kafka; 0: as many as brokers, three at most", 0, 32
-    ),
-    "kafka_acks": Setting("what a send waits for on Kafka: all, or 1 (faster; a broker's loss may lose it)"),
-    "kafka_properties": Setting(
-        "file of librdkafka's own settings (KEY=VALUE lines), readable by its owner alone"
-    ),
-    "kafka_protocol": Setting("how nodes share partitions on Kafka: consumer, classic, or auto"),
-    "bloom_seed": Setting("seed of the Bloom filter; drawn for each cluster", 0, 2**32 - 1, shared=True),
-    "consumes": Setting("whether this node takes tasks from the log"),
-    "session_timeout_ms": Setting("ledger time without a heartbeat until the session lapses", 200, 590_000),
-    "heartbeat_ms": Setting("time between heartbeats of the session", 20, 200_000),
-    "fence_margin_ms": Setting("how long before its session can lapse a node stops its work", 10, 600_000),
-    "cpu_workers": Setting("processes for CPU handlers; -1: the cores, shared by the nodes here", -1, 1024),
-    "io_workers": Setting("processes for I/O handlers", 0, 1024),
-    "io_threads": Setting("threads in each process for I/O handlers", 1, 4096),
-    "memory_bytes_max": Setting("memory of one worker process; 0: unlimited", 0),
-    "testimony_wait_ms": Setting("how long a suspect's former holder may take to testify", 0, 600_000),
-    "schedule_late_ms": Setting("how late a schedule's firing may be and still not be missed", 0, 86_400_000),
-    "drain_ms_max": Setting("how long a stopping node lets running tasks finish", 0, 3_600_000),
-    "log_keep_ms": Setting("how long committed tasks stay in the embedded log", 0),
-    "history_keep_ms": Setting("how long the history of a task is kept", 0),
-    "crash_at": Setting(
-        "for tests of recovery: STEP or STEP:N, kill this node when it comes there (N times)"
-    ),
-    "journal_entries_max": Setting("Raft log entries after which a snapshot shortens the journal", 100),
-    "record_history": Setting(
-        "for checkers of whole histories: a file that gets a line for what is asked and heard"
-    ),
-    "history_queue_max": Setting("history records that may wait for the disk; then intake pauses", 100),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeConfig:
-    """What each field means, and its bounds, stands in SETTINGS."""
-
-    node_id: str
-    cluster_id: str
-    cluster_dir: Path
-    data_dir: Path
-    peers: Mapping[str, Peer]
-    raft: Address
-    http: Address
-    wake: int
-    tls: bool = False
-    http_tls: bool = False
-    certs_dir: Path = Path()
-    app: str = ""
-    app_dir: Path = Path()
-    log: str = "embedded"
-    partitions: int = 12
-    kafka_replication: int = 0
-    kafka_acks: str = "all"
-    kafka_properties: str = ""
-    kafka_protocol: str = "auto"
-    bloom_seed: int = 0
-    consumes: bool = True
-    session_timeout_ms: int = 4000
-    heartbeat_ms: int = 1000
-    fence_margin_ms: int = 1000
-    cpu_workers: int = -1
-    io_workers: int = 1
-    io_threads: int = 16
-    memory_bytes_max: int = 1 << 30
-    testimony_wait_ms: int = 1500
-    schedule_late_ms: int = 30_000
-    drain_ms_max: int = 10_000
-    log_keep_ms: int = DAY_MS
-    history_keep_ms: int = 7 * DAY_MS
-    history_queue_max: int = 100_000
-    crash_at: str = ""
-    journal_entries_max: int = 100_000
-    record_history: str = ""
-
-    @property
-    def log_place(self) -> Place:
-        from oncekeeper.log.opening import Place
-
-        return Place(
-            url=self.log,
-            directory=self.cluster_dir,
-            cluster_id=self.cluster_id,
-            partitions=self.partitions,
-            replication=self.kafka_replication,
-            acks=self.kafka_acks,
-            settings_file=str(self.cluster_dir / self.kafka_properties) if self.kafka_properties else "",
-            protocol=self.kafka_protocol,
-            index_dir=self.data_dir,
-        )
-
-    @property
-    def secret_path(self) -> Path:
-        return self.cluster_dir / "secret"
-
-    @property
-    def raft_peers(self) -> dict[str, Address]:
-        return {name: peer.raft for name, peer in self.peers.items()}
-
-    @property
-    def wake_ports(self) -> tuple[int, ...]:
-        """The wake ports of all nodes, this one too."""
-        return tuple(peer.wake for peer in self.peers.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +204,7 @@ def parse_config(values: Mapping[str, object], base: Path) -> NodeConfig:
             got[each.name] = _parse(each.name, str(each.type), values[each.name], base, SETTINGS[each.name])
     _require(values, got, "node_id", "cluster_id", "cluster_dir", "data_dir")
     peers = got["peers"] = parse_peers(values.get("peers"))
-    _check_identity(got["node_id"], got["cluster_id"], peers)
+    check_identity(got["node_id"], got["cluster_id"], peers)
     me = peers[got["node_id"]]
     got["raft"] = Address.parse(values["raft"], "raft") if "raft" in values else me.raft
     got["http"] = Address.parse(values["http"], "http") if "http" in values else me.http
@@ -361,7 +214,7 @@ def parse_config(values: Mapping[str, object], base: Path) -> NodeConfig:
     if got.get("cpu_workers", -1) < 0:
         got["cpu_workers"] = _share_of_cores(peers)
     config = NodeConfig(**got)
-    _check_together(config)
+    check_together(config)
     return config
 
 
@@ -400,91 +253,10 @@ def _bool(name: str, value: object) -> bool:
     raise ConfigError(f"{name}={value!r} must be true or false", name)
 
 
-def _check_identity(node_id: str, cluster_id: str, peers: Mapping[str, Peer]) -> None:
-    if not NODE_ID.fullmatch(node_id):
-        raise ConfigError(
-            f"node_id={node_id!r} {NODE_ID_RULE}",
-            "node_id",
-        )
-    if not re.fullmatch(r"[0-9a-f]{32}", cluster_id):
-        raise ConfigError(f"cluster_id={cluster_id!r} must be 32 hexadecimal digits", "cluster_id")
-    if node_id not in peers:
-        raise ConfigError(f"node_id={node_id!r} must be one of peers ({', '.join(sorted(peers))})", "node_id")
-
-
 def _share_of_cores(peers: Mapping[str, Peer]) -> int:
     """Nodes that are reached over loopback stand on this machine and share its cores with us."""
     here = max(1, sum(peer.raft.is_loopback for peer in peers.values()))
     return max(1, (os.cpu_count() or 1) // here)
-
-
-def _check_together(config: NodeConfig) -> None:
-    check_app(config.app)
-    if config.fence_margin_ms >= config.session_timeout_ms:
-        raise ConfigError(
-            f"fence_margin_ms={config.fence_margin_ms} must be below "
-            f"session_timeout_ms={config.session_timeout_ms}: work must stop before its session can lapse",
-            "fence_margin_ms",
-        )
-    room_ms = config.session_timeout_ms - config.fence_margin_ms
-    if config.heartbeat_ms * 2 > room_ms:
-        raise ConfigError(
-            f"heartbeat_ms={config.heartbeat_ms} must be at most half of session_timeout_ms - "
-            f"fence_margin_ms = {room_ms}: else one late heartbeat stops the node's work",
-            "heartbeat_ms",
-        )
-    if config.consumes and config.app and config.cpu_workers + config.io_workers == 0:
-        raise ConfigError(
-            "cpu_workers=0 and io_workers=0 leave nothing to run tasks: set one of them, or consumes=false",
-            "cpu_workers",
-        )
-    _check_exposure(config)
-    if config.raft == config.http:
-        raise ConfigError(f"raft={config.raft} and http={config.http} must be two ports", "raft")
-    if config.log != "embedded":  # which is always there: commands that only ask need not load any log
-        check_log(config.log_place)
-    check_crash_at(config.crash_at)
-
-
-def _check_exposure(config: NodeConfig) -> None:
-    """What passes beyond this machine is encrypted: a setting that was forgotten must not lay it open."""
-    node = config.node_id
-    raft = {"raft": config.raft} | {f"peers.{name}.raft": peer.raft for name, peer in config.peers.items()}
-    http = {"http": config.http} | {f"peers.{name}.http": peer.http for name, peer in config.peers.items()}
-    for switch, on, addresses in (("tls", config.tls, raft), ("http_tls", config.http_tls, http)):
-        for name, address in addresses.items():
-            if not on and not address.is_loopback:
-                raise ConfigError(
-                    f"{name}={address} is beyond loopback, where {switch}=true must be set: what passes there "
-                    f"can be read and changed by others (certificates for {node}: oncekeeper certs init)",
-                    name,
-                )
-
-
-def check_crash_at(text: str) -> None:
-    step, _, times = text.partition(":")
-    steps = CRASH_STEPS + DELAY_STEPS + SCHEDULE_STEPS
-    if text and (step not in steps or (times and not (times.isascii() and times.isdigit()))):
-        raise ConfigError(
-            f"crash_at={text!r} must be STEP or STEP:N, with a step of {', '.join(steps)}", "crash_at"
-        )
-
-
-def check_app(app: str) -> None:
-    if app and not APP.fullmatch(app):
-        raise ConfigError(f"app={app!r} must be MODULE:APP, as in shop.tasks:app", "app")
-
-
-def check_log(place: Place) -> None:
-    """A log's scheme must be a plugin that is installed, and the rest be as that one wants it."""
-    from oncekeeper.errors import LogUnusable
-    from oncekeeper.log.opening import plugin_of
-
-    try:
-        plugin_of(place.url).check(place)
-    except (LogUnusable, ValueError) as error:
-        field = str(error).partition("=")[0]
-        raise ConfigError(str(error), field if field in SETTINGS else "log") from None
 
 
 def show(config: NodeConfig) -> dict[str, object]:
