@@ -27,6 +27,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from oncekeeper.log.kafka_buffers import Buffers, Lost
 from oncekeeper.log.kafka_codec import items
+from oncekeeper.log.kafka_consumer import CLASSIC, NEW, by_partition, is_unsupported, member_settings
 from oncekeeper.log.kafka_names import Names
 from oncekeeper.log.port import Item
 
@@ -40,21 +41,6 @@ ASK_S = 5.0
 LOOK_S = 2.0  # nothing is polled meanwhile
 AGAIN_S = 1.0
 LAST_COMMIT_S = 2.0
-
-NEW, CLASSIC = "consumer", "classic"
-_CLASSIC = {"partition.assignment.strategy": "cooperative-sticky", "session.timeout.ms": "6000"}
-_OURS = {
-    "enable.auto.commit": False,
-    "enable.auto.offset.store": False,
-    "auto.offset.reset": "error",  # never silently past anything
-    "enable.partition.eof": True,  # tells where a partition ends, behind markers too
-    "queued.min.messages": 20_000,
-    "queued.max.messages.kbytes": 16_384,
-    "fetch.queue.backoff.ms": 5,  # until a client whose queue was full fetches again; a second by itself
-    "fetch.wait.max.ms": 100,  # how long a partition that is read again may wait for the fetch under way
-    "reconnect.backoff.max.ms": 1_000,
-}
-
 
 _Rebalance = Callable[[Consumer, list[TopicPartition]], None]
 
@@ -180,17 +166,7 @@ class Group:
                 self._failed(error)
 
     def _join(self, life: int) -> None:
-        settings = {
-            **self._settings,
-            **_OURS,
-            "group.id": self._names.group,
-            "group.protocol": self.protocol,
-        }
-        if self.protocol == CLASSIC:
-            settings |= {name: value for name, value in _CLASSIC.items() if name not in self._settings}
-        else:
-            for name in ("partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"):
-                settings.pop(name, None)  # the broker's to say, under this protocol
+        settings = member_settings(self._settings, self._names.group, self.protocol)
         settings["on_commit"] = self._committed
         settings["error_cb"] = self._error
         self._served = life
@@ -217,7 +193,7 @@ class Group:
             consumer.consume(1, 0.05)
 
     def _failed(self, error: Exception) -> None:
-        if self._may_fall_back and self.protocol == NEW and _is_unsupported(error):
+        if self._may_fall_back and self.protocol == NEW and is_unsupported(error):
             _log.info("the broker has no group protocol %r: falling back to %r", NEW, CLASSIC)
             self.protocol = CLASSIC
         else:
@@ -309,7 +285,7 @@ class Group:
             return
         records += self._consume(RECORDS_MAX, 0)
         grown = set()
-        for (topic, kafka_partition), some in _by_partition(records).items():
+        for (topic, kafka_partition), some in by_partition(records).items():
             number = self._names.number(topic, kafka_partition)
             if self._take(number, topic, kafka_partition, some):
                 grown.add(number)
@@ -341,7 +317,7 @@ class Group:
     def _complain(self, number: int, error: KafkaError) -> None:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             self._is_stuck(number, self._buffers.fetched_up_to(number), self._low(number))
-        elif error.fatal() or _is_unsupported(error):
+        elif error.fatal() or is_unsupported(error):
             raise KafkaException(error)
         else:
             self._say(f"the consumer group: {error.str()}")
@@ -451,27 +427,5 @@ class Group:
             _log.info("a commit was refused: %s", error.str())
 
     def _error(self, error: KafkaError) -> None:
-        if _is_unsupported(error) or error.code() == KafkaError._ALL_BROKERS_DOWN:
+        if is_unsupported(error) or error.code() == KafkaError._ALL_BROKERS_DOWN:
             self._away = self._note(f"Kafka: {error.str()}", self._away)
-
-
-def _by_partition(records: list[Message]) -> dict[tuple[str, int], list[Message]]:
-    found: dict[tuple[str, int], list[Message]] = {}
-    for record in records:
-        topic, partition = record.topic(), record.partition()
-        if topic is None or partition is None:
-            error = record.error()
-            raise KafkaException(error) if error is not None else Lost("a record of no partition")
-        found.setdefault((topic, partition), []).append(record)
-    return found
-
-
-def _is_unsupported(error: Exception | KafkaError) -> bool:
-    if isinstance(error, KafkaException):
-        error = error.args[0]
-    if not isinstance(error, KafkaError):
-        return False
-    if error.code() == KafkaError._FATAL:
-        # What is behind a fatal error, the client says in words only.
-        return "API version not supported" in error.str()
-    return error.code() in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION)
