@@ -14,7 +14,7 @@ from oncekeeper.log.port import TaskLog
 
 ACKS = ("all", "1")
 PROTOCOLS = ("auto", "consumer", "classic")
-# Of the node's configuration (node/config.py), and no settings of the client library.
+# Of the node's configuration (node/settings.py), and no settings of the client library.
 _NODES_OWN = {"ONCEKEEPER_KAFKA_REPLICATION", "ONCEKEEPER_KAFKA_PROTOCOL"}
 
 
