@@ -20,7 +20,8 @@ def bench(
         int, typer.Option("--tasks", help="No-op tasks of one round; keyed ones and threads take half.")
     ] = 200_000,
     pending: Annotated[
-        int, typer.Option("--pending", help="Delayed tasks that wait while cancels and a restart are measured.")
+        int,
+        typer.Option("--pending", help="Delayed tasks that wait while cancels and a restart are measured."),
     ] = 1_000_000,
     only: Annotated[
         list[str] | None,
