@@ -143,7 +143,7 @@ class Rescheduling:
         kept = await self._with_log(lambda log: _keep(log, places, task_id, due_ms))
         if not kept.stands:
             late = await hold.give_back()
-            await asyncio.gather(*(self._tell(name, kept.partitions) for name in self._live()))
+            await asyncio.gather(*(self._tell(name, kept.partitions) for name in sorted(self._live())))
             return late if isinstance(late, TooLate) else NotDelayed()
         try:
             await self._barrier(PROPOSE_MS)
