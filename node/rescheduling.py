@@ -151,7 +151,9 @@ class Rescheduling:
                 return Untold(
                     silent
                 )  # they may start it by its old time, but not before the hold has run out
-            goes_by_it = not kept.takes_turn or await self._with_log(
+            # What was claimed before may have been brought back from dead letters, and takes its turn by that.
+            may_stand_in_queue = kept.takes_turn or self._ledger.describe(task_id).fence > 0
+            goes_by_it = not may_stand_in_queue or await self._with_log(
                 lambda log: _goes_by(log, task_id, due_ms, self._wall_ms())
             )
             late = await hold.give_back()
