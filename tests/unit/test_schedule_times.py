@@ -65,6 +65,34 @@ def test_a_job_of_every_hour_or_minute_goes_by_real_time_on_both_days() -> None:
     assert len(parse("*/15 * * * *", BERLIN).overdue(ms(AUTUMN), ms(AUTUMN) + DAY_MS, 1000)[0]) == 96
 
 
+@pytest.mark.parametrize(
+    ("zone", "spring", "in_spring", "autumn", "in_autumn"),
+    [
+        (
+            "America/New_York", "2026-03-07T12:00-05:00", ["08 03:00-0400", "09 02:30-0400"],
+            "2026-10-31T12:00-04:00", ["01 02:30-0500", "02 02:30-0500"],
+        ),
+        (
+            "Australia/Sydney", "2026-10-03T12:00+10:00", ["04 03:00+1100", "05 02:30+1100"],
+            "2026-04-04T12:00+11:00", ["05 02:30+1100", "06 02:30+1000"],
+        ),
+        (  # by half an hour: 02:00 -> 02:30, and 02:00 -> 01:30
+            "Australia/Lord_Howe", "2026-10-03T12:00+10:30", ["04 02:30+1100", "05 02:30+1100"],
+            "2026-04-04T12:00+11:00", ["05 02:30+1030", "06 02:30+1030"],
+        ),
+    ],
+)  # fmt: skip
+def test_other_zones_change_on_days_and_by_steps_of_their_own(
+    zone: str, spring: str, in_spring: list[str], autumn: str, in_autumn: list[str]
+) -> None:
+    assert firings("30 2 * * *", spring, 2, zone) == in_spring
+    assert firings("30 2 * * *", autumn, 2, zone) == in_autumn
+    # What goes by real time has neither a gap nor a double on either day.
+    for day in (spring, autumn):
+        quarters, _ = parse("*/15 * * * *", zone).overdue(ms(day), ms(day) + DAY_MS, 1000)
+        assert {b - a for a, b in zip(quarters, quarters[1:], strict=False)} == {900_000}
+
+
 def test_an_interval_is_counted_from_1970_whoever_counts() -> None:
     ten = every("10s")
     assert (ten.after(0), ten.after(9_999), ten.after(10_000)) == (10_000, 10_000, 20_000)
