@@ -18,20 +18,15 @@ from node.kafkaup.broker import Kafka
 from oncekeeper.envelope import TaskBatch
 from oncekeeper.errors import Refused
 from oncekeeper.log.delayed import ENQUEUE
-from tests.support.kafka_broker import Private, delete_topics
+from tests.support.kafka_broker import Private
 from tests.support.real_cluster import eventually
-from tests.support.real_kafka import KafkaCluster
+from tests.support.real_kafka import KafkaCluster, working_on
 
 
 @pytest.fixture(scope="module")
 def cluster(kafka: Kafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
-    folder = tmp_path_factory.mktemp("delays")
-    settings = {"record_history": str(folder / "home" / "witness.jsonl")}
-    with KafkaCluster(folder, kafka.bootstrap(), settings=settings) as running:
-        running.start()
-        running.wait_up()
+    with working_on(kafka, tmp_path_factory.mktemp("delays")) as running:
         yield running
-    delete_topics(kafka.bootstrap(), running.prefix)
 
 
 def now_ms() -> int:
@@ -135,10 +130,11 @@ def test_any_node_cancels_and_reschedules_any_task_and_the_answer_is_the_truth(c
 
 
 def test_a_task_that_is_due_in_a_moment_is_rescheduled_by_any_node(cluster: KafkaCluster) -> None:
-    """Its delay is so short that it waits in its owner's memory, and nothing of it stands in the topic of delays."""
+    """Its delay is so short that it waits in its owner's memory; the topic of delays has nothing of it."""
     began = len(cluster.sink.read())
     nodes = [cluster.api(name) for name in cluster.nodes]
-    moved, tasks = 0, 0
+    refused: list[str] = []
+    tasks = 0
     for number in range(9):
         tasks += submit(cluster, 1, [now_ms() + 1_900], others=ENQUEUE if number % 3 == 0 else "")
         task_id = list(cluster.history.submitted)[-1]
@@ -147,15 +143,15 @@ def test_a_task_that_is_due_in_a_moment_is_rescheduled_by_any_node(cluster: Kafk
         try:
             nodes[number % 3].post(f"/v1/tasks/{task_id}/reschedule", {"due": wanted})
         except Refused as error:
-            assert "too late" in str(error), "a machine so busy that it has started meanwhile"
+            refused.append(str(error))
             continue
-        moved += 1
         told = cluster.history.submitted[task_id]
         cluster.history.submitted[task_id] = msgspec.structs.replace(told, due_ns=wanted_ms * 1_000_000)
     eventually("all have run", lambda: len(cluster.sink.read()) >= began + tasks, 60)
     cluster.check()
     assert len(cluster.sink.read()) == began + tasks
-    print(f"{moved} of {tasks} were rescheduled in time")
+    assert all("too late" in said for said in refused), refused  # so busy a machine that it had started
+    print(f"{tasks - len(refused)} of {tasks} were rescheduled in time")
 
 
 def test_without_a_broker_what_is_due_starts_and_all_is_in_order_when_it_is_back(

@@ -19,7 +19,7 @@ from oncekeeper.client import Client
 from oncekeeper.errors import ClusterUnreachable, SubmitFailed, UnknownSubmit
 from tests.support.kafka_broker import ProxiedKafka, proxied
 from tests.support.real_cluster import eventually
-from tests.support.real_kafka import GROUP_SESSION, KafkaCluster, Load
+from tests.support.real_kafka import GROUP_SESSION, KafkaCluster, Load, working
 
 UNREACHABLE_S = 20.0
 # A send is given up after 10 s; a question to the log after 5 to 8. What would take librdkafka by itself 45 s and
@@ -37,9 +37,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedKafka]:
 @pytest.fixture(scope="module")
 def cluster(broker: ProxiedKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
     folder = tmp_path_factory.mktemp("cluster")
-    with KafkaCluster(folder, broker.bootstrap, direct=broker.direct) as running:
-        running.start()
-        running.wait_up()
+    with working(folder, broker.bootstrap, direct=broker.direct) as running:
         yield running
 
 

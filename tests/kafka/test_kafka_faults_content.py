@@ -15,22 +15,17 @@ from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from dedup.ids import TaskId, id_text, keyed_id
 from node.kafkaup.broker import Kafka
-from tests.support.kafka_broker import ANSWER_S, admin, delete_topics, produce, stored
+from tests.support.kafka_broker import ANSWER_S, admin, produce, stored
 from tests.support.real_cluster import eventually
-from tests.support.real_kafka import PARTITIONS, KafkaCluster
+from tests.support.real_kafka import PARTITIONS, KafkaCluster, working_on
 
 REWOUND = 20_000
 
 
 @pytest.fixture(scope="module")
 def cluster(kafka: Kafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
-    folder = tmp_path_factory.mktemp("content")
-    settings = {"record_history": str(folder / "home" / "witness.jsonl")}
-    with KafkaCluster(folder, kafka.bootstrap(), settings=settings) as running:
-        running.start()
-        running.wait_up()
+    with working_on(kafka, tmp_path_factory.mktemp("content")) as running:
         yield running
-    delete_topics(kafka.bootstrap(), running.prefix)
 
 
 def test_messages_of_other_clients_run_once_with_an_id_with_a_key_or_without(cluster: KafkaCluster) -> None:

@@ -22,7 +22,7 @@ from node.kafkaup.broker import Kafka
 from node.supervisor import child_environment
 from tests.support.kafka_broker import started
 from tests.support.real_cluster import eventually
-from tests.support.real_kafka import GROUP_SESSION, HANDLERS, PARTITIONS, KafkaCluster, Load
+from tests.support.real_kafka import GROUP_SESSION, HANDLERS, PARTITIONS, KafkaCluster, Load, working
 
 STORM_S = 2.0
 STORM_TURNS = int(os.environ.get("ONCE_TEST_STORM_TURNS", "5"))  # 15 make a minute
@@ -40,10 +40,7 @@ def impatient_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]
 @pytest.fixture(scope="module")
 def cluster(impatient_kafka: Kafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
     folder = tmp_path_factory.mktemp("nodes")
-    settings = {"record_history": str(folder / "home" / "witness.jsonl")}
-    with KafkaCluster(folder, impatient_kafka.bootstrap(), settings=settings) as running:
-        running.start()
-        running.wait_up()
+    with working(folder, impatient_kafka.bootstrap(), witnessed=True) as running:
         yield running
 
 

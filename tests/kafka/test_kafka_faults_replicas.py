@@ -8,7 +8,7 @@ import pytest
 
 from node.kafkaup.broker import Kafka
 from tests.support.kafka_broker import ANSWER_S, admin, started
-from tests.support.real_kafka import GROUP_SESSION, KafkaCluster, Load
+from tests.support.real_kafka import GROUP_SESSION, Load, working
 
 
 @pytest.fixture
@@ -25,9 +25,7 @@ def test_the_broker_of_three_that_leads_the_group_is_killed_under_load_and_costs
     brokers: Kafka, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("cluster")
-    with KafkaCluster(folder, brokers.bootstrap(), log_settings={"kafka_replication": 3}) as cluster:
-        cluster.start()
-        cluster.wait_up()
+    with working(folder, brokers.bootstrap(), log_settings={"kafka_replication": 3}) as cluster:
         with Load(cluster) as load:
             cluster.progress()
             broker = brokers.brokers[coordinator(brokers, cluster.prefix)]

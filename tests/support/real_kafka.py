@@ -9,7 +9,8 @@ import json
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -18,11 +19,12 @@ import msgspec
 from chaos import history as h
 from dedup.ids import Ids, TaskId, keyed_id
 from node.cli.output import CliError
+from node.kafkaup.broker import Kafka
 from oncekeeper.errors import ClusterUnreachable, LogUnusable, OncekeeperError, SubmitFailed, UnknownSubmit
 from oncekeeper.log.kafka import KafkaLog, open_kafka
 from oncekeeper.log.port import Fetched
 from raft.commands import Claim, Command
-from tests.support.kafka_broker import produce, unique_prefix
+from tests.support.kafka_broker import delete_topics, produce, unique_prefix
 from tests.support.real_cluster import POLICIES, RealCluster, eventually
 
 HANDLERS = ("once", "reckon", "drift")
@@ -209,6 +211,25 @@ class KafkaCluster(RealCluster):
         self.check()
         names = [name for name, _, _ in self.sink.read()]
         assert len(names) == len(set(names)) >= load.tasks()
+
+
+@contextmanager
+def working(folder: Path, servers: str, *, witnessed: bool = False, **options: Any) -> Iterator[KafkaCluster]:
+    """Nodes that take work. ``witnessed``: what they ask of the ledger is written down (``asked``)."""
+    if witnessed:
+        options["settings"] = {"record_history": str(folder / "home" / "witness.jsonl")}
+    with KafkaCluster(folder, servers, **options) as cluster:
+        cluster.start()
+        cluster.wait_up()
+        yield cluster
+
+
+@contextmanager
+def working_on(kafka: Kafka, folder: Path) -> Iterator[KafkaCluster]:
+    """The same on a broker that others use, too: its topics are deleted at the end."""
+    with working(folder, kafka.bootstrap(), witnessed=True) as cluster:
+        yield cluster
+    delete_topics(kafka.bootstrap(), cluster.prefix)
 
 
 class _Call(msgspec.Struct, frozen=True):
