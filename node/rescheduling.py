@@ -34,7 +34,7 @@ from node.facade import OutcomeUnknown, Unavailable
 from node.pieces import is_delayed
 from oncekeeper.envelope import ENQUEUED
 from oncekeeper.errors import LogUnusable
-from oncekeeper.log.delayed import ENQUEUE, RUN, Deferral, Place, delays_of, store_of
+from oncekeeper.log.delayed import ENQUEUE, RUN, Deferral, Delayed, Place, delays_of, store_of
 from oncekeeper.log.port import Located, TaskLog, Unsent
 from raft.commands import Answer, Answered, Command, Hold, Outcome
 from raft.ledger import Ledger
@@ -293,8 +293,14 @@ def _deferral(place: Located, due_ms: int) -> Deferral:
     return Deferral(place.partition, place.offset, due_ms, way, place.batch)
 
 
-def _takes_its_turn(log: TaskLog, task_id: TaskId) -> bool:
-    return any(place.batch.then == ENQUEUED for place in log.find(task_id))
+def _takes_its_turn(log: TaskLog, task_id: TaskId, rows: list[Delayed]) -> bool:
+    """Whether it was appended to its queue, and waits there; and not in the store, for a retry of that."""
+    copies = [place for place in log.find(task_id) if place.batch.then == ENQUEUED]
+    return bool(copies) and not any(
+        row.partition == copy.partition and row.offset <= copy.offset < row.end
+        for copy in copies
+        for row in rows
+    )
 
 
 def _goes_by(log: TaskLog, task_id: TaskId, due_ms: int, wall_ms: int) -> bool:
@@ -303,7 +309,7 @@ def _goes_by(log: TaskLog, task_id: TaskId, due_ms: int, wall_ms: int) -> bool:
     rows = [row for row in delays.find(task_id) if row.due_ms == due_ms]
     if wall_ms >= due_ms:
         return True  # by whichever time it takes its turn, it starts after this one
-    if not _takes_its_turn(log, task_id):
+    if not _takes_its_turn(log, task_id, rows):
         return bool(rows)
-    delays.drop([Place(row.partition, row.offset) for row in rows])
+    delays.drop([Place(row.partition, row.offset) for row in rows if row.then == ENQUEUE])
     return False
