@@ -6,10 +6,12 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/time.h>
+#include <threads.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -50,6 +52,30 @@ time_t time(time_t *at) {
     clock_gettime(CLOCK_REALTIME, &now);
     if (at) *at = now.tv_sec;
     return now.tv_sec;
+}
+
+/* Who waits until a wall time computed it by the bent clock, and the kernel knows the true one only. Conditions that
+ * go by the monotonic clock are told apart by their small numbers: no machine has been up for thirty years. */
+static struct timespec by_kernel(const struct timespec *until) {
+    if (!told || until->tv_sec < 1000000000) return *until;
+    int64_t ns = (int64_t)until->tv_sec * 1000000000 + until->tv_nsec - told[0];
+    return (struct timespec){ns / 1000000000, ns % 1000000000};
+}
+
+int pthread_cond_timedwait(pthread_cond_t *restrict cond, pthread_mutex_t *restrict mutex,
+                           const struct timespec *restrict until) {
+    static int (*real)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
+    if (!real) real = dlvsym(RTLD_NEXT, "pthread_cond_timedwait", "GLIBC_2.3.2");
+    if (!real) real = dlsym(RTLD_NEXT, "pthread_cond_timedwait");
+    struct timespec at = by_kernel(until);
+    return real(cond, mutex, &at);
+}
+
+int cnd_timedwait(cnd_t *restrict cond, mtx_t *restrict mutex, const struct timespec *restrict until) {
+    static int (*real)(cnd_t *, mtx_t *, const struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "cnd_timedwait");
+    struct timespec at = by_kernel(until);
+    return real(cond, mutex, &at);
 }
 
 static int sync_as_told(const char *name, int file) {

@@ -116,14 +116,16 @@ def test_a_task_is_rescheduled_to_sooner_and_to_later_and_runs_by_its_new_time_a
 def test_one_that_is_due_in_a_moment_is_rescheduled_too(cluster: RealCluster, then: str) -> None:
     """Its delay is so short that it waits in its owner's memory, and not in the store."""
     moved: dict[TaskId, float] = {}
+    late: list[str] = []
     for number in range(8):
         (task_id,) = submit(cluster, 1, now_ms() + 1_800, then)
         try:
             wanted = cluster.client.handle(task_id).reschedule(delay=0.2 if number % 2 else 4.0)
         except Refused as error:
-            assert "too late" in str(error), "a machine so busy that it has started meanwhile"
+            late.append(str(error))
             continue
         moved[task_id] = wanted.timestamp() * 1000
+    assert all("too late" in said for said in late), late  # so busy a machine that it had started
     cluster.wait_idle()
     for task_id, wanted_ms in moved.items():
         (start,) = started_ms(cluster, task_id)
@@ -182,7 +184,7 @@ def test_nothing_is_lost_or_runs_twice_when_nodes_die_as_many_tasks_fall_due(tmp
         for node in NODES:
             cluster.kill(node)
             cluster.start(node)
-            eventually(f"{node} is up", cluster.all_take_work, 40)
+            eventually(f"{node} is up", cluster.all_take_work, 120)
         cluster.kill(*NODES)
         cluster.start(*NODES)
         cluster.wait_up()
