@@ -162,15 +162,15 @@ class Cluster:
     def _settle_people(self) -> None:
         """Some runs have schedules, of the code's or by hand, and some have delayed tasks that are moved."""
         draw = self.random
-        names = draw.choice(((), (), ("a",), ("a", "b")))
-        if draw.random() < 0.2:
+        names = draw.choice(((), (), ("a",), ("a", "b"))) if draw.random() < 0.6 else ()
+        if draw.random() < 0.12:
             self.deploy()
             names = (*names, CODED)
         if self.options.fault in (FIRING, ALL_DOWN):
             names = ("a", "b")
         self.clients.planners = [Planner(self, name) for name in names]
         self.clients.postponers = (
-            [Postponer(self)] if draw.random() < 0.5 or self.options.fault == MOVING else []
+            [Postponer(self)] if draw.random() < 0.3 or self.options.fault == MOVING else []
         )
 
     def deploy(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import node.coordinator
-import node.deferring
 import node.rescheduling
 import node.schedules
 import oncekeeper.log.memory_delayed
@@ -165,7 +164,7 @@ RESCHEDULES = (
         "message-has-the-last-word",
         "what takes its turn waits for the time in its message, from which it was moved",
         edit(
-            node.deferring,
+            node.coordinator,  # which has it by name
             "due_by_message",
             "piece.row is None and is_delayed(piece.batch)",
             "piece.row is None",
