@@ -15,7 +15,7 @@ from oncekeeper.errors import InvalidTask, Refused
 from tests.support.real_cluster import RealCluster, eventually
 
 NODES = ("n1", "n2", "n3")
-DUE_TASKS = int(os.environ.get("ONCE_TEST_DUE_TASKS", "20000"))  # 100,000 take two minutes
+DUE_TASKS = int(os.environ.get("ONCE_TEST_DUE_TASKS", "20000"))  # 100,000 take half a minute
 
 
 @pytest.fixture(scope="module")
