@@ -5,7 +5,6 @@ from __future__ import annotations
 import node.coordinator
 import node.rescheduling
 import node.schedules
-import oncekeeper.log.memory_delayed
 import raft.ledger_schedules
 from chaos.simulation.plants import Plant, edit, rule
 
@@ -148,16 +147,6 @@ RESCHEDULES = (
             "_delays_changed",
             "for piece in lane.drop_due(partitions):",
             "for piece in ():",
-        ),
-    ),
-    Plant(
-        "read-again-moved-back",
-        "who reads a task again hands it on by the time in its message, though it was moved",
-        edit(
-            oncekeeper.log.memory_delayed.MemoryDelays,
-            "defer",
-            "for task in tasks:",
-            "for task in tasks:\n        self._carve((Place(task.partition, task.offset, len(task.batch)),))",
         ),
     ),
     Plant(
