@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 HANDLERS = ("count", "post", "mail", "pay")
 LOOK_S = 0.1
-WITHIN_S = 7.0
+WITHIN_S = 4.0
 BEHIND_MS = 300
 """So much a clock may be behind, and a firing be under way, when people look whether all were decided."""
 Act = Callable[[RunningNode], Awaitable[Any]]

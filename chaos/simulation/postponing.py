@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FAR_MS = 3_600_000
 HANDLERS = ("count", "post", "mail", "pay", "slow", "bad")
-SHORT_S, LONG_S = 2.5, 13.0
+SHORT_S, LONG_S = 2.0, 6.0
 """How long a client waits for its reschedule: some give up before it is known."""
 AGAIN_S = 0.15
 MOVED, REFUSED, UNKNOWN, NO_SUCH = "moved", "refused", "unknown", "no such task"
@@ -53,6 +53,7 @@ class Promises:
         self._witness = witness
         self._due: dict[TaskId, _Due] = {}
         self._numbers = 0
+        self._revived: set[TaskId] = set()
         self.far: list[TaskId] = []
         """Those that are due in an hour by their messages."""
 
@@ -61,13 +62,13 @@ class Promises:
 
     def earliest_ms(self, task_id: TaskId) -> int:
         """0: at once."""
-        due = self._due.get(task_id)
+        due = self._due.get(task_id) if task_id not in self._revived else None
         return min((*due.times, *due.asked.values())) if due is not None else 0
 
     def exactly_ms(self, task_id: TaskId) -> int:
         """When it is due, if that is sure; else 0."""
         due = self._due[task_id]
-        return min(due.times) if len(due.times) == 1 and not due.asked else 0
+        return min(due.times) if task_id not in self._revived and len(due.times) == 1 and not due.asked else 0
 
     def waits_for_long(self, task_id: TaskId) -> bool:
         """Whether it is cancelled, and by its message due long after the run."""
@@ -93,10 +94,9 @@ class Promises:
         self._witness.reached.add(f"reschedule {what}")
 
     def revived(self, task_id: TaskId) -> None:
-        """Somebody wants it after all, and by its message: what was promised for the task of before is over."""
-        due = self._due.get(task_id)
-        if due is not None:
-            due.times.add(0)
+        """Somebody wants it after all, and by its message, which is appended again: it may stand at two places, and
+        nothing is promised of when it starts."""
+        self._revived.add(task_id)
 
 
 class Postponer:

@@ -41,7 +41,6 @@ SIMULATED = (
     "node/settling.py",
     "node/undecodable.py",
     "node/dues.py",
-    "node/rescheduling.py",
     "node/schedules.py",
     "node/wheel.py",
     "node/service.py",
