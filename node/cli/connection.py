@@ -49,8 +49,9 @@ class Api:
         asked = {key: value for key, value in query.items() if value is not None}
         return self.ask("GET", f"{path}?{urlencode(asked)}" if asked else path)
 
-    def post(self, path: str, body: object = None) -> Any:
-        return self.ask("POST", path, msgspec.json.encode(body if body is not None else {}))
+    def post(self, path: str, body: object = None, more_s: float = 0.0) -> Any:
+        """``more_s``: how much longer than usual a node may take for the answer."""
+        return self.ask("POST", path, msgspec.json.encode(body if body is not None else {}), more_s=more_s)
 
     def put(self, path: str, body: object) -> Any:
         return self.ask("PUT", path, msgspec.json.encode(body))
@@ -58,12 +59,14 @@ class Api:
     def post_lines(self, path: str, lines: list[bytes]) -> Any:
         return self.ask("POST", path, b"\n".join(lines) + b"\n", "application/x-ndjson")
 
-    def ask(self, method: str, path: str, body: bytes = b"", kind: str = "application/json") -> Any:
+    def ask(
+        self, method: str, path: str, body: bytes = b"", kind: str = "application/json", more_s: float = 0.0
+    ) -> Any:
         """The first node's answer that is one. Whatever is sent here may be sent twice (ids are fixed before)."""
         said = ""
         for target in list(self._targets):
             try:
-                status, answer = self._ask_node(target, method, path, body, kind)
+                status, answer = self._ask_node(target, method, path, body, kind, more_s)
             except (OSError, http.client.HTTPException) as error:
                 self._forget(target)
                 said = said or f"{target}: {error or type(error).__name__}{self._hint(error)}"
@@ -93,20 +96,20 @@ class Api:
             yield target, answer if status == 200 else None
 
     def _ask_node(
-        self, target: Address, method: str, path: str, body: bytes, kind: str
+        self, target: Address, method: str, path: str, body: bytes, kind: str, more_s: float = 0.0
     ) -> tuple[int, dict[str, Any]]:
         used_before = target in self._open
         try:
-            return self._exchange(target, method, path, body, kind)
+            return self._exchange(target, method, path, body, kind, more_s)
         except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
             self._forget(target)
             if not used_before:
                 raise
             # The node closed a connection that was idle: that says nothing of the node.
-            return self._exchange(target, method, path, body, kind)
+            return self._exchange(target, method, path, body, kind, more_s)
 
     def _exchange(
-        self, target: Address, method: str, path: str, body: bytes, kind: str
+        self, target: Address, method: str, path: str, body: bytes, kind: str, more_s: float
     ) -> tuple[int, dict[str, Any]]:
         connection = self._open.get(target)
         if connection is None:
@@ -120,6 +123,9 @@ class Api:
         headers = {"Authorization": f"Bearer {self._token}"}
         if method in ("POST", "PUT"):
             headers["Content-Type"] = kind
+        if connection.sock is None:
+            connection.connect()
+        connection.sock.settimeout(TIMEOUT_S + more_s)
         connection.request(method, path, body or None, headers)
         response = connection.getresponse()
         content = response.read()

@@ -32,6 +32,7 @@ from node.cli.watching import bar
 BATCH_TASKS = 2_000
 BATCH_BYTES = 1 << 20
 COUNT_MAX = 100_000_000
+RESCHEDULE_S = 20.0  # nodes that do not answer are waited for until their leases are over
 
 task_app = typer.Typer(help="Single tasks.", no_args_is_help=True)
 
@@ -369,7 +370,8 @@ def reschedule(
     due = due_text(delay, at)
     if due is None:
         raise CliError("give --delay or --at: when shall it run?", BAD_USAGE)
-    return _steer("reschedule", f"runs at {due}, and not before", task_ids, cluster, json, {"due": due})
+    done = f"runs at {due}, and not before"
+    return _steer("reschedule", done, task_ids, cluster, json, {"due": due}, RESCHEDULE_S)
 
 
 @task_app.command("retry")
@@ -385,6 +387,7 @@ def _steer(
     cluster: str | None,
     json: bool,
     more: dict[str, Any] | None = None,
+    more_s: float = 0.0,
 ) -> int:
     """Ask for each task in turn. What one is refused does not keep the others from it, but fails the command."""
     paths = {task_id: task_path(task_id) for task_id in task_ids}
@@ -394,7 +397,7 @@ def _steer(
     refused: list[CliError] = []
     for task_id, path in paths.items():
         try:
-            answers.append(api.post(f"{path}/{verb}", who))
+            answers.append(api.post(f"{path}/{verb}", who, more_s))
         except CliError as error:
             if len(paths) == 1 or error.code != FAILED:
                 raise
