@@ -23,6 +23,7 @@ from node.coordinator import Coordinator
 from node.crashpoint import CrashPoint
 from node.delaykeeping import DelayKeeping
 from node.facade import OutcomeUnknown, Unavailable
+from node.leftovers import Leftovers
 from node.parts import Parts
 from node.patience import PatientLog
 from node.performing import Performing
@@ -139,6 +140,7 @@ class Service:
             barrier=self._barrier,
             wake=parts.wake.wake,
         )
+        self._leftovers = Leftovers(self.ledger, self._disk, is_leader=lambda: self.replica.is_leader)
         self.schedules = self._schedule_driver()
         self.face = RunningNode(self)
         self.http = parts.make_http(self.face)
@@ -184,6 +186,7 @@ class Service:
         self._spawn(self._committing.run())
         self._spawn(self._look_around())
         self._spawn(self._sweeping.run())
+        self._spawn(self._leftovers.run())
         self._spawn(self.session.run(self.incarnation))
 
     async def _caught_up(self) -> None:
