@@ -9,7 +9,6 @@ RELIABILITY 12, and invariants 7 and 11: also no position may be behind one that
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -21,11 +20,11 @@ from pathlib import Path
 import pytest
 
 from chaos.history import History
-from dedup.ids import parse_id
 from node.supervisor import child_environment
 from tests.support.powerloss import PowerLossRecorder, Recording
 from tests.support.powerloss_disk import Loss
 from tests.support.real_cluster import RealCluster, eventually
+from tests.support.real_submit import heard_of
 
 HANDLERS = ("once", "reckon", "drift")
 OUTAGES = [(Loss.ALL, 0), (Loss.RANDOM, 1), (Loss.RANDOM, 2), (Loss.RANDOM, 3)]
@@ -52,10 +51,8 @@ def run_until_the_lights_go_out(
         client.kill()
         cluster.kill(*cluster.nodes)
         client.wait(10)
-    for line in heard.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            told = json.loads(line)
-            cluster.acknowledged([parse_id(each) for each in told["ids"]], told["handler"])
+    for handler, ids, acknowledged in heard_of(heard):
+        cluster.acknowledged(ids, handler, acknowledged)
     assert len(cluster.history.submitted) >= effects / 2
     return recorder.recording()
 
@@ -76,7 +73,7 @@ def judge_what_is_left(
         more = cluster.submit("once", count=50)
         cluster.check()
         assert cluster.effects_of(more) == [1] * 50
-        assert len(cluster.sink.read()) >= len(before.submitted)
+        assert len(cluster.sink.read()) >= sum(each.acknowledged for each in before.submitted.values())
     except AssertionError as error:
         raise AssertionError(f"{loss}, seed {seed}: {error}") from error
     finally:

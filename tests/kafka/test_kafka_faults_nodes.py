@@ -23,6 +23,7 @@ from node.supervisor import child_environment
 from tests.support.kafka_broker import started
 from tests.support.real_cluster import eventually
 from tests.support.real_kafka import GROUP_SESSION, HANDLERS, PARTITIONS, KafkaCluster, Load, working
+from tests.support.real_submit import heard_of
 
 STORM_S = 2.0
 STORM_TURNS = int(os.environ.get("ONCE_TEST_STORM_TURNS", "5"))  # 15 make a minute
@@ -127,15 +128,14 @@ def test_submitters_killed_in_the_midst_of_sending_leave_nothing_half_done(
                 env=child_environment(),
             )
         try:
-            eventually("it submits", lambda: heard.read_bytes().count(b"\n") >= 3 + 2 * turn)  # noqa: B023
+            eventually("it submits", lambda: heard.read_bytes().count(b"true}") >= 3 + 2 * turn)  # noqa: B023
         finally:
             client.kill()
             client.wait(10)
         pids.append(client.pid)
-        for line in heard.read_text().splitlines(keepends=True):
-            if line.endswith("\n"):
-                told = json.loads(line)
-                cluster.acknowledged([parse_id(each) for each in told["ids"]], told["handler"])
+        for handler, ids, acknowledged in heard_of(heard):
+            if acknowledged:
+                cluster.acknowledged(ids, handler)
     known = cluster.history.submitted.keys()
     untold = {id: body for id, body in cluster.content().items() if id not in known}
     # The log has what was acknowledged, and at most one flush more of each who was killed.

@@ -306,8 +306,8 @@ class RealCluster:
             self.keys[task_id] = name
         return ids
 
-    def acknowledged(self, ids: Iterable[TaskId], handler: str) -> None:
-        self.history.submit(ids, POLICIES.get(handler, "check"))
+    def acknowledged(self, ids: Iterable[TaskId], handler: str, acknowledged: bool = True) -> None:
+        self.history.submit(ids, POLICIES.get(handler, "check"), acknowledged=acknowledged)
 
     def caught(self, task_id: TaskId, seconds: float = 20.0) -> tuple[int, int]:
         """(worker's pid, node's pid) of the task that waits in its trap."""
