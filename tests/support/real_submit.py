@@ -1,7 +1,7 @@
 """A client in a process of its own: submits until it is killed, and prints what was acknowledged, line by line.
 
-``python -m tests.support.real_submit DIRECTORY HANDLER... `` prints {"handler", "ids", "acknowledged": false} before
-each, and the same with true after it: killed in between, it may have stored the tasks.
+``python -m tests.support.real_submit DIRECTORY HANDLER... `` prints {"handler", "ids", "acknowledged": false}
+before each, and the same with true after it: killed in between, it may have stored the tasks.
 """
 
 from __future__ import annotations
