@@ -293,14 +293,15 @@ def _deferral(place: Located, due_ms: int) -> Deferral:
     return Deferral(place.partition, place.offset, due_ms, way, place.batch)
 
 
-def _takes_its_turn(log: TaskLog, task_id: TaskId, rows: list[Delayed]) -> bool:
-    """Whether it was appended to its queue, and waits there; and not in the store, for a retry of that."""
+def _in_queue(log: TaskLog, task_id: TaskId, rows: list[Delayed]) -> list[Located]:
+    """Where it was appended to its queue, and waits; nowhere, if it waits in the store for a retry of that."""
     copies = [place for place in log.find(task_id) if place.batch.then == ENQUEUED]
-    return bool(copies) and not any(
+    retries = any(
         row.partition == copy.partition and row.offset <= copy.offset < row.end
         for copy in copies
         for row in rows
     )
+    return [] if retries else copies
 
 
 def _goes_by(log: TaskLog, task_id: TaskId, due_ms: int, wall_ms: int) -> bool:
@@ -309,7 +310,10 @@ def _goes_by(log: TaskLog, task_id: TaskId, due_ms: int, wall_ms: int) -> bool:
     rows = [row for row in delays.find(task_id) if row.due_ms == due_ms]
     if wall_ms >= due_ms:
         return True  # by whichever time it takes its turn, it starts after this one
-    if not _takes_its_turn(log, task_id, rows):
+    copies = _in_queue(log, task_id, rows)
+    if not copies:
         return bool(rows)
+    if any(copy.batch.due_ms == due_ms for copy in copies):
+        return True  # the clock of who has it is ahead of this one's: it was due there, by this time
     delays.drop([Place(row.partition, row.offset) for row in rows if row.then == ENQUEUE])
     return False

@@ -133,9 +133,10 @@ def store_of(log: object) -> DelayStore:
     return store
 
 
-def enqueued(batch: TaskBatch) -> TaskBatch:
-    """What is appended when these tasks are due: they keep their due time, and wait for it no more."""
-    return msgspec.structs.replace(batch, then=ENQUEUED)
+def enqueued(batch: TaskBatch, due_ms: int = 0) -> TaskBatch:
+    """What is appended when these tasks are due: they tell by which time that was (0: by the message's own), and
+    wait for it no more."""
+    return msgspec.structs.replace(batch, then=ENQUEUED, due_ms=due_ms or batch.due_ms)
 
 
 def gathered(places: Iterable[Place]) -> list[Place]:

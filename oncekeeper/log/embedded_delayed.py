@@ -87,7 +87,7 @@ class EmbeddedDelays:
             # Read within the transaction: nobody moves or drops them between this and the append.
             # What cannot be decoded stays: whoever fetches it gives it to dead letters.
             standing = [(row, item) for row, item in self.fetch(rows) if isinstance(item, Fetched)]
-            again = [(row.partition, enqueued(item.batch)) for row, item in standing]
+            again = [(row.partition, enqueued(item.batch, row.due_ms)) for row, item in standing]
             places = gathered(Place(row.partition, row.offset, row.count) for row, _ in standing)
             rows_of.carve(database, places, self._clock_ms())
             return self._log._append_to(database, again)

@@ -152,7 +152,7 @@ class KafkaDelays:
             found = self._reads.ask(lambda file: file.fetch(rows))
         # What cannot be decoded stays: whoever fetches it gives it to dead letters.
         standing = [(row, item) for row, item in found if isinstance(item, Fetched)]
-        again = [(row.partition, enqueued(item.batch)) for row, item in standing]
+        again = [(row.partition, enqueued(item.batch, row.due_ms)) for row, item in standing]
         appended = self._log.append_to(again)
         self._end(row for row, _ in standing)
         return appended

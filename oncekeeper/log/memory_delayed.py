@@ -73,7 +73,7 @@ class MemoryDelays:
         for row, item in self.fetch(rows):
             if isinstance(item, Fetched):
                 self._carve((Place(row.partition, row.offset, row.count),))
-                appended.append(self._append_to(row.partition, enqueued(item.batch)))
+                appended.append(self._append_to(row.partition, enqueued(item.batch, row.due_ms)))
         return appended
 
     def due(

@@ -197,6 +197,15 @@ def test_what_is_enqueued_stands_at_the_end_of_its_partition_and_waits_no_more(l
     assert log.ends()[row.partition] == end + 3
 
 
+def test_what_was_moved_and_is_enqueued_tells_by_which_time(log: Log) -> None:
+    row = delayed(log, 10, 3, NOW_MS + 50, ENQUEUE)
+    log.delays.move([Place(row.partition, row.offset, 3)], NOW_MS + 20)
+    end = log.ends()[row.partition]
+    log.delays.enqueue([msgspec.structs.replace(row, due_ms=NOW_MS + 20)])
+    again = enqueued(batch(10, 3), NOW_MS + 20)
+    assert log.read(row.partition, end, 10, 10**6) == [Fetched(row.partition, end, again)]
+
+
 def test_what_somebody_else_moved_meanwhile_is_not_moved_by_the_time_it_had(log: Log) -> None:
     row = delayed(log, 10, 3, NOW_MS + 50)
     log.delays.move([Place(row.partition, row.offset + 1)], NOW_MS + 90)
