@@ -5,8 +5,9 @@ from __future__ import annotations
 import node.coordinator
 import node.rescheduling
 import node.schedules
+import oncekeeper.log.memory_delayed
 import raft.ledger_schedules
-from chaos.simulation.plants import Plant, edit, rule
+from chaos.simulation.plants import Plant, edit, rule, several
 
 _driver = node.schedules.ScheduleDriver
 _schedules = raft.ledger_schedules
@@ -152,11 +153,19 @@ RESCHEDULES = (
     Plant(
         "message-has-the-last-word",
         "what takes its turn waits for the time in its message, from which it was moved",
-        edit(
-            node.coordinator,  # which has it by name
-            "due_by_message",
-            "piece.row is None and is_delayed(piece.batch)",
-            "piece.row is None",
+        several(
+            edit(
+                node.coordinator,  # which has it by name
+                "due_by_message",
+                "piece.row is None and is_delayed(piece.batch)",
+                "piece.row is None",
+            ),
+            edit(
+                oncekeeper.log.memory_delayed,
+                "enqueued",
+                "due_ms=due_ms or batch.due_ms",
+                "due_ms=batch.due_ms",
+            ),
         ),
     ),
 )

@@ -62,6 +62,21 @@ def edit(owner: Any, name: str, old: str, new: str) -> Callable[[], AbstractCont
     return put_in
 
 
+def several(
+    *puts: Callable[[], AbstractContextManager[None]],
+) -> Callable[[], AbstractContextManager[None]]:
+    """One bug that takes more than one place."""
+
+    @contextlib.contextmanager
+    def put_in() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for put in puts:
+                stack.enter_context(put())
+            yield
+
+    return put_in
+
+
 def rule(
     name: str, command: str, old: str, new: str, module: Any
 ) -> Callable[[], AbstractContextManager[None]]:

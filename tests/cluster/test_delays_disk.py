@@ -5,8 +5,6 @@ Only the log's: the nodes' own have room, so that they stay up (tests/cluster/te
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from oncekeeper.errors import SubmitFailed
 from tests.support.delay_stage import APP, FAR_MS, Stage, staged, wall_ms
 from tests.support.real_cluster import RealCluster, eventually
+from tests.support.small_disk import fill, mounted
 
 DISK_BYTES = 24 << 20
 
@@ -22,28 +21,8 @@ DISK_BYTES = 24 << 20
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     cluster = RealCluster(tmp_path, app=APP)
-    place = cluster.cluster.dir / "log"
-    mounting = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "oncekeeper-test", str(place)]
-    if os.geteuid() != 0 or subprocess.run(mounting, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
-        with staged(cluster, tmp_path) as running:
-            yield running
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
-def fill(place: Path) -> Path:
-    """Until not one byte more goes in."""
-    ballast = place / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for size in (1 << 20, 1 << 12, 1):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                continue
-    return ballast
+    with mounted(cluster.cluster.dir / "log", DISK_BYTES), staged(cluster, tmp_path) as running:
+        yield running
 
 
 def submit_on(stage: Stage, due_ms: int) -> None:

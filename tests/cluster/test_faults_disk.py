@@ -5,9 +5,7 @@ RELIABILITY 22 and 23.
 
 from __future__ import annotations
 
-import os
 import resource
-import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 
 from oncekeeper.errors import SubmitFailed
 from tests.support.real_cluster import RealCluster, eventually
+from tests.support.small_disk import fill, mounted
 
 DISK_BYTES = 160 << 20
 LOG_BYTES = 32 << 10
@@ -51,28 +50,8 @@ def test_a_node_whose_journal_cannot_be_written_stops_and_says_why_and_the_other
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "oncekeeper-test", str(place)]
-    if os.geteuid() != 0 or subprocess.run(mounting, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
+    with mounted(tmp_path / "disk", DISK_BYTES) as place:
         yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
-def fill(place: Path) -> Path:
-    """Until not one byte more goes in."""
-    ballast = place / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for size in (1 << 20, 1 << 12, 1):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                continue
-    return ballast
 
 
 def submit_on(cluster: RealCluster) -> None:

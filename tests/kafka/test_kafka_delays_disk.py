@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from tests.support.delay_stage import APP, FAR_MS, Stage, staged, wall_ms
 from tests.support.kafka_broker import delete_topics
 from tests.support.real_cluster import eventually
 from tests.support.real_kafka import KafkaCluster
+from tests.support.small_disk import fill, mounted
 
 DISK_BYTES = 32 << 20  # the index of what is submitted here takes a few
 FULL = "n2"
@@ -21,15 +20,8 @@ FULL = "n2"
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "oncekeeper-test", str(place)]
-    if os.geteuid() != 0 or subprocess.run(mounting, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
+    with mounted(tmp_path / "disk", DISK_BYTES) as place:
         yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @pytest.fixture
@@ -49,14 +41,7 @@ def test_a_node_whose_index_cannot_grow_says_so_and_all_runs_when_there_is_room(
     known = stage.submit(120, due_ms)
     stage.wait_kept(120)
     assert (disk / "delays.db").stat().st_size > 0
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for size in (1 << 16, 1):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                continue
+    ballast = fill(disk)
     # Kafka takes them, and they are acknowledged; this node's index cannot take them all.
     more = [each for _ in range(20) for each in stage.submit(300, due_ms)]
     notes = eventually("the node says what is wrong", lambda: _notes(stage, FULL), 60)
